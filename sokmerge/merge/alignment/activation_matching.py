@@ -1,0 +1,174 @@
+r"""Align two networks by what their units do on data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from sokmerge.errors import ArgumentError
+from sokmerge.merge.alignment.matching import Matching, assign
+from sokmerge.merge.declaration import method
+from sokmerge.params import Params, host, require_finite, require_matching, wide
+from sokmerge.symmetry import PermutationGroup, Site
+
+__all__ = ["activation_matching"]
+
+Similarity = Literal["inner product", "correlation"]
+
+
+@method(
+    branch="neuron alignment",
+    paper="ainsworth2022git",
+    needs=("symmetry", "inputs"),
+    returns="permutation",
+)
+def activation_matching(
+    module: nn.Module,
+    a: Params,
+    b: Params,
+    group: PermutationGroup,
+    inputs: Tensor,
+    *,
+    similarity: Similarity = "inner product",
+    chunk: int = 256,
+) -> Matching:
+    r"""Find the permutation of b's units that brings its activations closest to a's.
+
+    Let :math:`Z_A, Z_B` hold the activations of one layer, a row for each input (and each place,
+    after a convolution), a column for each unit. Each layer is matched on its own,
+
+    .. math:: \min_\pi \sum_i \lVert Z_A[:,i]-Z_B[:,\pi(i)]\rVert^2
+              = \text{const} - 2\max_\pi \sum_i S_{i,\pi(i)},\qquad S = Z_A^\top Z_B,
+
+    a linear assignment that needs no iteration (Ainsworth et al. 2022, section 3.1, after Li et
+    al. 2015). With ``similarity="correlation"``, S is the matrix of Pearson correlations, as in
+    Li et al. (2015), which ignores how active a unit is; a unit that never varies has
+    correlation 0 with all others.
+
+    The activations are taken where they are read: at the input of the next layer, behind the
+    nonlinearity.
+
+    Args:
+        module: the network's architecture, in evaluation mode; its own parameters are not used.
+        a: parameters of the reference network.
+        b: parameters of the network to re-index.
+        group: the symmetry of the architecture; each block needs a site.
+        inputs: shape (n, ...). No labels are needed.
+        similarity: "inner product" or "correlation".
+        chunk: examples in one forward pass.
+
+    Returns:
+        The permutation and the sum of the similarities that it reaches. ``passes`` is 1.
+
+    Raises:
+        ArgumentError: an argument is not as described.
+    """
+    if similarity not in ("inner product", "correlation"):
+        raise ArgumentError(
+            "similarity", found=repr(similarity), expected="'inner product' or 'correlation'"
+        )
+    if module.training:
+        raise ArgumentError(
+            "module",
+            found="a module in training mode",
+            expected="evaluation mode",
+            do="Call module.eval() first.",
+        )
+    if len(inputs) == 0:
+        raise ArgumentError("inputs", found="no inputs", expected="at least one")
+    require_matching(a=a, b=b)
+    require_finite(a=a, b=b)
+    group.require_fits(a, "a")
+    for block in group.blocks:
+        if block.site is None:
+            raise ArgumentError(
+                "group",
+                found=f"no site for block {block.name!r}",
+                expected="a place where each block's activations can be observed",
+            )
+
+    sums = {block.name: _Moments() for block in group.blocks}
+    with torch.inference_mode(), _observed(module, group) as seen:
+        for x in inputs.split(chunk):
+            functional_call(module, dict(a), (x,))
+            of_a = dict(seen)
+            functional_call(module, dict(b), (x,))
+            for name, moments in sums.items():
+                moments.add(of_a[name], seen[name])
+
+    permutation, reached = {}, 0.0
+    for name, moments in sums.items():
+        scores = moments.correlation() if similarity == "correlation" else moments.cross
+        permutation[name] = assign(scores)
+        reached += _attained(scores, permutation[name])
+    return Matching(permutation, reached, passes=1)
+
+
+@contextmanager
+def _observed(module: nn.Module, group: PermutationGroup) -> Iterator[dict[str, Tensor]]:
+    """Keep, while the context lasts, what the readers of each block were last given."""
+    seen: dict[str, Tensor] = {}
+    submodules = dict(module.named_modules())
+
+    def keep(name: str, site: Site):
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            seen[name] = _units_last(arguments[0], site)
+
+        return hook
+
+    handles = [
+        submodules[block.site.module].register_forward_pre_hook(keep(block.name, block.site))
+        for block in group.blocks
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _units_last(activations: Tensor, site: Site) -> Tensor:
+    """Return a matrix of activations: a column for each unit, a row for each input and place."""
+    last = activations.movedim(site.dim, -1)
+    if site.repeat > 1:  # a flattened map: its places become rows
+        last = last.unflatten(-1, (-1, site.repeat)).movedim(-1, -2)
+    return last.flatten(0, -2)
+
+
+class _Moments:
+    """Sums over rows from which inner products and correlations follow."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.cross: Tensor | int = 0
+        self.sum_a = self.sum_b = self.square_a = self.square_b = 0
+
+    def add(self, z_a: Tensor, z_b: Tensor) -> None:
+        z_a, z_b = wide(z_a), wide(z_b)
+        self.rows += len(z_a)
+        self.cross = self.cross + z_a.T @ z_b
+        self.sum_a, self.sum_b = self.sum_a + z_a.sum(0), self.sum_b + z_b.sum(0)
+        self.square_a = self.square_a + z_a.square().sum(0)
+        self.square_b = self.square_b + z_b.square().sum(0)
+
+    def correlation(self) -> Tensor:
+        mean_a, mean_b = self.sum_a / self.rows, self.sum_b / self.rows
+        covariance = self.cross / self.rows - torch.outer(mean_a, mean_b)
+        spread_a, spread_b = (
+            (square / self.rows - mean.square()).clamp_min(0).sqrt()
+            for square, mean in ((self.square_a, mean_a), (self.square_b, mean_b))
+        )
+        product = torch.outer(spread_a, spread_b)
+        varies = product > 1e-12 * product.max()
+        return torch.where(varies, covariance / product.where(varies, 1.0), 0.0)
+
+
+def _attained(scores: Tensor, permutation: Tensor) -> float:
+    """Return the sum of the chosen similarities. This waits for the device."""
+    chosen = scores.gather(1, permutation.to(scores.device)[:, None])
+    return float(host(chosen.sum()))

@@ -1,0 +1,51 @@
+"""What an alignment returns, and the assignment problem that every matching solves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from sokmerge.symmetry import Permutation
+
+__all__ = ["Matching", "assign"]
+
+
+@dataclass(frozen=True)
+class Matching:
+    r"""An alignment of network b to network a.
+
+    ``group.act(matching.permutation, b)`` is b with its units in the order of a's.
+
+    Attributes:
+        permutation: an element of the symmetry group.
+        similarity: the objective, the sum over blocks of :math:`\sum_i S_{i,\pi(i)}`.
+        passes: how many passes over the blocks were made.
+    """
+
+    permutation: Permutation
+    similarity: float
+    passes: int
+
+
+def assign(similarity: Tensor) -> Tensor:
+    r"""Return the permutation :math:`\pi` that maximises :math:`\sum_i S_{i,\pi(i)}`.
+
+    This is the linear assignment problem, solved exactly in :math:`O(n^3)` on the host (it waits
+    for the device). Equal similarities are broken as SciPy's ``linear_sum_assignment`` does.
+
+    Args:
+        similarity: shape (n, n); row i belongs to a's unit i, column j to b's unit j.
+
+    Returns:
+        int64 tensor of shape (n,) on the host; on meta, one without values.
+
+    >>> assign(torch.tensor([[0.0, 1.0], [1.0, 0.9]]))
+    tensor([1, 0])
+    """
+    if similarity.is_meta:
+        return torch.empty(similarity.shape[0], dtype=torch.int64, device="meta")
+    _, columns = linear_sum_assignment(similarity.cpu().numpy(), maximize=True)
+    return torch.from_numpy(columns)

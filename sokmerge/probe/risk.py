@@ -1,0 +1,265 @@
+r"""The empirical risk of a network as a function of its parameters: the oracle of every probe."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from sokmerge.errors import ArgumentError
+from sokmerge.params import Params, host, require_finite, require_matching, wide
+from sokmerge.probe.batchnorm import (
+    estimate_statistics,
+    has_running_statistics,
+    in_estimation_mode,
+)
+
+__all__ = ["EmpiricalRisk", "RiskValue"]
+
+Loss = Callable[..., Tensor]
+
+# One chunk's activations should stay in the cache of a CPU core, while a GPU wants much work at
+# once. Measured on a 100,000-parameter CNN: with 64 images a CPU needs a third of the time that
+# it needs with 1,024.
+_CHUNK = {"cpu": 64}
+_CHUNK_ELSEWHERE = 4096
+_CALIBRATION_EXAMPLES = 1024
+
+
+@dataclass(frozen=True)
+class RiskValue:
+    r"""The empirical risk at one point, with the uncertainty that comes from finite data.
+
+    Attributes:
+        loss: mean loss over the examples, in the unit of the loss (nats for cross-entropy).
+        loss_stderr: its standard error, :math:`s/\sqrt n`.
+        error: share of examples that are classified wrongly; NaN if this is no classification.
+        error_stderr: its standard error.
+        n: number of examples.
+    """
+
+    loss: float
+    loss_stderr: float
+    error: float
+    error_stderr: float
+    n: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of examples that are classified rightly."""
+        return 1 - self.error
+
+
+class EmpiricalRisk:
+    r"""The mean loss of a network on given data, as a function of the parameters.
+
+    .. math:: L(\theta) = \frac1n \sum_{i=1}^n \ell\bigl(f_\theta(x_i), y_i\bigr)
+
+    Call it with Params to get a :class:`RiskValue`. The data stay on one device; the work is
+    done in chunks, in inference mode, images in ``channels_last`` order. If the network has
+    BatchNorm layers, their statistics are estimated anew at every point it is called with.
+
+    The module is read once, when the risk is made, and never changed: later changes to it have
+    no effect, and its parameters are ignored in favour of those given.
+
+    Args:
+        module: the network, in evaluation mode.
+        inputs: shape (n, ...).
+        targets: shape (n, ...); class indices, shape (n,), for classification.
+        loss: a function ``loss(outputs, targets, reduction="none")`` as in
+            ``torch.nn.functional``; returns one value for each example.
+        chunk: examples in one forward pass; by default chosen for the device.
+        calibration: inputs on which BatchNorm statistics are estimated, all in one batch; by
+            default up to 1,024 of ``inputs``, evenly spaced. Targets are not used. Give training
+            inputs here when ``inputs`` are test data.
+        device: where to compute; by default where ``inputs`` are.
+
+    Raises:
+        ArgumentError: the module is in training mode, the data are empty or disagree in number,
+            or a label is out of range.
+
+    >>> _ = torch.manual_seed(0)
+    >>> net = nn.Linear(4, 3).eval()
+    >>> risk = EmpiricalRisk(net, torch.randn(8, 4), torch.randint(3, (8,)))
+    >>> zero = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    >>> round(risk(zero).loss, 4)  # log 3: all classes equally likely
+    1.0986
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        loss: Loss = F.cross_entropy,
+        chunk: int | None = None,
+        calibration: Tensor | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if module.training:
+            raise ArgumentError(
+                "module",
+                found="a module in training mode",
+                expected="evaluation mode",
+                do="Call module.eval() first; dropout would make the risk random.",
+            )
+        if len(inputs) == 0 or len(inputs) != len(targets):
+            raise ArgumentError(
+                "targets" if len(inputs) else "inputs",
+                found=f"{len(inputs)} inputs and {len(targets)} targets",
+                expected="equal numbers, at least one",
+            )
+        self.device = torch.device(device) if device is not None else inputs.device
+        self.n = len(inputs)
+        self.chunk = chunk or _CHUNK.get(self.device.type, _CHUNK_ELSEWHERE)
+        self._loss = loss
+        self._inputs = _laid_out(inputs.to(self.device))
+        self._targets = targets.to(self.device)
+        self._reference = {
+            name: p.detach().to(self.device) for name, p in module.named_parameters()
+        }
+        self._buffers = {name: b.detach().to(self.device) for name, b in module.named_buffers()}
+        self._skeleton = _without_values(module)
+        self._estimator: nn.Module | None = None
+        if has_running_statistics(module):
+            self._estimator = in_estimation_mode(_without_values(module))
+            given = calibration.to(self.device) if calibration is not None else self._spread()
+            self._calibration = _laid_out(given)
+        self._require_labels_in_range()
+
+    def __call__(self, params: Params) -> RiskValue:
+        """Return the risk at a point.
+
+        Args:
+            params: the parameters, on the risk's device; buffers may be among them.
+
+        Raises:
+            ArgumentError: keys, shapes, dtypes or device differ from the module's, or a parameter
+                or the loss is NaN or infinite.
+        """
+        self.require_valid(params=params)
+        losses, errors = self.per_example(params)
+        require_finite_loss(losses, "params")
+        statistics = (*mean_and_stderr(losses), *mean_and_stderr(errors))
+        return RiskValue(*(float(host(statistic)) for statistic in statistics), n=self.n)
+
+    def require_valid(self, **named: Params) -> None:
+        """Raise unless the Params belong to this network, lie on its device and are finite."""
+        for name, params in named.items():
+            without_buffers = {k: t for k, t in params.items() if k not in self._buffers}
+            require_matching(module=self._reference, **{name: without_buffers})
+        require_finite(**named)
+
+    @torch.inference_mode()
+    def per_example(self, params: Params) -> tuple[Tensor, Tensor]:
+        """Return the loss and the error (0 or 1) of each example, two tensors of shape (n,).
+
+        This is the hot loop of every probe. It does not wait for the device and does not check
+        its argument. The errors are NaN where the outputs are not class scores.
+        """
+        buffers = self._buffers
+        if self._estimator is not None:
+            buffers = estimate_statistics(self._estimator, params, buffers, self._calibration)
+        state = {**buffers, **{name: _laid_out(tensor) for name, tensor in params.items()}}
+        losses, errors = [], []
+        for x, y in zip(
+            self._inputs.split(self.chunk), self._targets.split(self.chunk), strict=True
+        ):
+            outputs = functional_call(self._skeleton, state, (x,))
+            losses.append(self._loss(outputs, y, reduction="none"))
+            if _is_classification(outputs, y):
+                errors.append((outputs.argmax(1) != y).to(outputs.dtype))
+        every = torch.cat(losses)
+        if every.shape != (self.n,):
+            raise ArgumentError(
+                "loss",
+                found=f"values of shape {tuple(every.shape)} for {self.n} examples",
+                expected=f"one value for each example, shape ({self.n},)",
+                do="Average over the other dimensions inside the loss.",
+            )
+        return every, torch.cat(errors) if errors else torch.full_like(every, math.nan)
+
+    def _spread(self) -> Tensor:
+        step = max(1, self.n // _CALIBRATION_EXAMPLES)
+        return self._inputs[::step][:_CALIBRATION_EXAMPLES]
+
+    @torch.inference_mode()
+    def _require_labels_in_range(self) -> None:
+        x, y = self._inputs[:1], self._targets[:1]
+        outputs = functional_call(self._skeleton, {**self._buffers, **self._reference}, (x,))
+        if not _is_classification(outputs, y) or self._targets.is_meta:
+            return
+        low, high = int(self._targets.min()), int(self._targets.max())
+        classes = outputs.shape[1]
+        if low < 0 or high >= classes:
+            raise ArgumentError(
+                "targets",
+                found=f"labels from {low} to {high}",
+                expected=f"0 to {classes - 1}, as the network has {classes} outputs",
+            )
+
+
+def mean_and_stderr(samples: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return the mean over the last dimension and its standard error :math:`s/\sqrt n`.
+
+    Sums are taken in double precision where the device has it. A single sample has no spread:
+    its standard error is NaN.
+    """
+    samples = wide(samples)
+    n = samples.shape[-1]
+    if n == 1:
+        return samples[..., 0], torch.full_like(samples[..., 0], math.nan)
+    return samples.mean(-1), samples.std(-1) / math.sqrt(n)
+
+
+def require_finite_loss(losses: Tensor, name: str) -> None:
+    """Raise if a loss is NaN or infinite. This waits for the device; meta tensors pass."""
+    if losses.is_meta or bool(losses.isfinite().all()):
+        return
+    bad = int((~losses.isfinite()).sum())
+    raise ArgumentError(
+        name,
+        found=f"a NaN or infinite loss on {bad} of {losses.numel()} evaluations",
+        expected="finite losses",
+        do="The parameters are finite, so the network overflows there: stay closer to the "
+        "trained points, or compute in a wider dtype.",
+    )
+
+
+def _is_classification(outputs: Tensor, targets: Tensor) -> bool:
+    return outputs.dim() == 2 and targets.dim() == 1 and not targets.is_floating_point()
+
+
+def _laid_out(tensor: Tensor) -> Tensor:
+    """Put images and kernels in the order in which convolutions and pooling are fastest.
+
+    ``contiguous(memory_format=torch.channels_last)`` leaves a tensor with one channel as it is,
+    since its two layouts are the same bytes; the network would then run on in the slow layout
+    (max pooling takes ten times longer there). Strides say which one is meant.
+    """
+    if tensor.dim() != 4:
+        return tensor
+    _, c, h, w = tensor.shape
+    strides = (h * w * c, 1, w * c, c)
+    if tensor.stride() == strides:
+        return tensor
+    return torch.empty_strided(
+        tensor.shape, strides, dtype=tensor.dtype, device=tensor.device
+    ).copy_(tensor)
+
+
+def _without_values(module: nn.Module) -> nn.Module:
+    """Copy a module's structure, its tensors on meta, where they take no memory."""
+    memo: dict[int, Tensor] = {}
+    for p in module.parameters():
+        memo[id(p)] = nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad)
+    for b in module.buffers():
+        memo[id(b)] = b.detach().to("meta")
+    return copy.deepcopy(module, memo)

@@ -1,0 +1,208 @@
+r"""Permutations of hidden units that leave a network's function unchanged.
+
+The units of a hidden layer have no order of their own. If the rows of the layer that makes them
+and the columns of every layer that reads them are permuted together, the network computes the
+same function (Hecht-Nielsen 1990). A :class:`PermutationGroup` says which axes of which
+parameters move together; its elements are one permutation for each such set of axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from sokmerge.errors import ArgumentError
+from sokmerge.params import Params
+
+__all__ = ["Axis", "Site", "Block", "Permutation", "PermutationGroup"]
+
+Permutation = Mapping[str, Tensor]
+"""An element of a group: for each block a permutation, an int64 tensor of shape (size,)."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of one parameter, along which units lie.
+
+    Attributes:
+        parameter: name of the parameter.
+        dim: which of its dimensions.
+        repeat: how many consecutive entries belong to one unit. It is 1 except where a feature
+            map of ``size`` channels was flattened into ``size * repeat`` features.
+        buffer: whether this is a buffer, such as a running mean. It moves with its units where
+            it is present, and Params that hold the parameters alone may lack it.
+    """
+
+    parameter: str
+    dim: int
+    repeat: int = 1
+    buffer: bool = False
+
+    def entries(self, order: Tensor) -> Tensor:
+        """Turn an order of units, shape (size,), into one of entries, shape (size * repeat,).
+
+        >>> Axis("head.weight", 1, repeat=2).entries(torch.tensor([1, 0]))
+        tensor([2, 3, 0, 1])
+        """
+        if self.repeat == 1:
+            return order
+        inside = torch.arange(self.repeat, device=order.device)
+        return (order[:, None] * self.repeat + inside).flatten()
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where the units of a block can be observed: at the input of the module that reads them.
+
+    Attributes:
+        module: name of the submodule.
+        dim: dimension of its input along which the units lie.
+        repeat: as in :class:`Axis`.
+    """
+
+    module: str
+    dim: int
+    repeat: int = 1
+
+
+@dataclass(frozen=True)
+class Block:
+    """A set of axes that must be permuted together.
+
+    Attributes:
+        name: name of the block, by convention that of the layer that makes the units.
+        size: number of units.
+        axes: every axis along which these units lie.
+        site: where their activations can be observed, if anywhere.
+    """
+
+    name: str
+    size: int
+    axes: tuple[Axis, ...]
+    site: Site | None = None
+
+
+@dataclass(frozen=True)
+class PermutationGroup:
+    r"""The product of symmetric groups :math:`S_{n_1}\times\dots\times S_{n_B}` of a network.
+
+    An element is a mapping from block name to a permutation :math:`\pi`, stored as an index
+    tensor. It acts by indexing, :math:`(\pi\cdot\theta)_i = \theta_{\pi(i)}`, along each axis of
+    the block, hence :meth:`compose` obeys ``act(compose(p, q), x) == act(p, act(q, x))``.
+
+    >>> hidden = Block("hidden", 2, (Axis("hidden.weight", 0), Axis("head.weight", 1)))
+    >>> group = PermutationGroup((hidden,))
+    >>> net = {"hidden.weight": torch.tensor([[1.0], [2.0]]), "head.weight": torch.eye(2)}
+    >>> swapped = group.act({"hidden": torch.tensor([1, 0])}, net)
+    >>> swapped["hidden.weight"].flatten(), swapped["head.weight"]
+    (tensor([2., 1.]), tensor([[0., 1.],
+            [1., 0.]]))
+    """
+
+    blocks: tuple[Block, ...]
+
+    def __post_init__(self) -> None:
+        seen: set[tuple[str, int]] = set()
+        for block in self.blocks:
+            for axis in block.axes:
+                if (axis.parameter, axis.dim) in seen:
+                    raise ArgumentError(
+                        "blocks",
+                        found=f"axis {axis.dim} of {axis.parameter!r} in two places",
+                        expected="each axis in one block, once",
+                    )
+                seen.add((axis.parameter, axis.dim))
+        if len({block.name for block in self.blocks}) != len(self.blocks):
+            raise ArgumentError("blocks", found="a name twice", expected="different names")
+
+    @property
+    def by_name(self) -> Mapping[str, Block]:
+        """The blocks by name."""
+        return MappingProxyType({block.name: block for block in self.blocks})
+
+    def identity(self) -> dict[str, Tensor]:
+        """Return the element that changes nothing."""
+        return {block.name: torch.arange(block.size) for block in self.blocks}
+
+    def sample(self, seed: int) -> dict[str, Tensor]:
+        """Return an element drawn uniformly."""
+        generator = torch.Generator().manual_seed(seed)
+        return {b.name: torch.randperm(b.size, generator=generator) for b in self.blocks}
+
+    def compose(self, p: Permutation, q: Permutation) -> dict[str, Tensor]:
+        r"""Return the element that acts as q first and p next: :math:`i\mapsto q(p(i))`."""
+        return {b.name: q[b.name][p[b.name]] for b in self.blocks}
+
+    def invert(self, p: Permutation) -> dict[str, Tensor]:
+        """Return the element that undoes p."""
+        return {b.name: torch.argsort(p[b.name]) for b in self.blocks}
+
+    def act(self, permutation: Permutation, params: Params) -> dict[str, Tensor]:
+        """Return the parameters of the network whose units are re-indexed.
+
+        Args:
+            permutation: an element of this group.
+            params: parameters on any device; entries that the group does not name are passed on.
+
+        Raises:
+            ArgumentError: a block is missing, is no permutation, or does not fit the parameters.
+        """
+        self.require_fits(params)
+        self._require_element(permutation)
+        moved = dict(params)
+        for block in self.blocks:
+            order = permutation[block.name]
+            for axis in block.axes:
+                if axis.buffer and axis.parameter not in moved:
+                    continue
+                tensor = moved[axis.parameter]
+                index = axis.entries(order).to(tensor.device)
+                moved[axis.parameter] = tensor.index_select(axis.dim, index)
+        return moved
+
+    def require_fits(self, params: Params, name: str = "params") -> None:
+        """Raise unless every axis of the group exists in ``params`` with the right length."""
+        for block in self.blocks:
+            for axis in block.axes:
+                expected = f"{block.size * axis.repeat} entries along dimension {axis.dim}"
+                if axis.buffer and axis.parameter not in params:
+                    continue
+                if axis.parameter not in params:
+                    raise ArgumentError(
+                        name,
+                        found=f"no parameter {axis.parameter!r}",
+                        expected=f"one with {expected}, for block {block.name!r}",
+                        do="The group belongs to another architecture.",
+                    )
+                shape = tuple(params[axis.parameter].shape)
+                if axis.dim >= len(shape) or shape[axis.dim] != block.size * axis.repeat:
+                    raise ArgumentError(
+                        f"{name}[{axis.parameter!r}]",
+                        found=f"shape {shape}",
+                        expected=f"{expected}, for block {block.name!r}",
+                        do="The group belongs to another architecture.",
+                    )
+
+    def _require_element(self, permutation: Permutation) -> None:
+        for block in self.blocks:
+            if block.name not in permutation:
+                raise ArgumentError(
+                    "permutation",
+                    found=f"no entry for block {block.name!r}",
+                    expected=f"one of {block.size} indices",
+                )
+            order = permutation[block.name]
+            if order.is_meta:  # indices without values: only their number can be checked
+                fine = order.shape == (block.size,)
+            else:
+                fine = torch.equal(order.sort().values.cpu(), torch.arange(block.size))
+            if not fine:
+                raise ArgumentError(
+                    f"permutation[{block.name!r}]",
+                    found=f"{order.numel()} indices that are no permutation",
+                    expected=f"each of 0 ... {block.size - 1} once",
+                )
