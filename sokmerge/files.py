@@ -40,7 +40,9 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix
+        )
         temporary = Path(name)
         os.close(handle)
         if callable(content):
