@@ -1,0 +1,169 @@
+"""Training: from a recipe to a network, the same one each time on one machine.
+
+Nothing global decides the result or is changed by it: initial weights and the order of images
+come from generators of their own, and one thread computes, because sums that are split among
+threads differ in their last digits. Another processor rounds otherwise, and since training is
+chaotic it arrives at another network; that is why checkpoints ship.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sokmerge.errors import ArgumentError
+from sokmerge.testbed import data, models
+from sokmerge.testbed.fullset import Split
+from sokmerge.testbed.recipes import Recipe
+
+__all__ = ["Score", "Trained", "inputs_of", "round_to_half", "score", "train"]
+
+MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean cross-entropy and accuracy of a network on ``n`` images."""
+
+    loss: float
+    accuracy: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network: its state, on the CPU and rounded to fp16, and how well it does."""
+
+    state: dict[str, Tensor]
+    train: Score
+    test: Score
+
+
+def train(
+    recipe: Recipe,
+    *,
+    device: torch.device | str = "cpu",
+    each_epoch: Callable[[int], object] = lambda epoch: None,
+) -> Trained:
+    """Train the network of a recipe, round it to fp16 and score what was rounded.
+
+    Args:
+        recipe: what to train.
+        device: where to train.
+        each_epoch: called with the number of epochs done, after each one.
+
+    Raises:
+        ArgumentError: training has diverged, to a loss or weight that is not finite.
+    """
+    inputs, targets = (tensor.to(device) for tensor in inputs_of(recipe, "train"))
+    module = models.build(recipe.arch, seed=recipe.seed).to(device)
+    if inputs.shape[1] != recipe.arch.in_channels:
+        raise ArgumentError(
+            "recipe.arch.in_channels",
+            found=str(recipe.arch.in_channels),
+            expected=f"{inputs.shape[1]}, the channels of the recipe's images",
+        )
+    with _one_thread():
+        _optimise(module, inputs, targets, recipe, each_epoch)
+        module.load_state_dict(round_to_half(module.state_dict()))
+        state = {name: t.cpu().contiguous() for name, t in module.state_dict().items()}
+        diverged = [name for name, t in state.items() if not t.isfinite().all()]
+        if diverged:
+            raise ArgumentError(
+                f"recipe {recipe.name}",
+                found=f"values that are not finite in {diverged[0]} after training",
+                expected="a learning rate at which training converges",
+            )
+        test = (tensor.to(device) for tensor in inputs_of(recipe, "test"))
+        return Trained(state, score(module, inputs, targets), score(module, *test))
+
+
+def inputs_of(recipe: Recipe, split: Split) -> tuple[Tensor, Tensor]:
+    """Return the inputs and targets of a recipe; its ``limit`` holds for training alone."""
+    limit = recipe.limit if split == "train" else None
+    inputs, targets = data.fashion(split, scale=recipe.scale, limit=limit)
+    for task in recipe.tasks:
+        inputs, targets = task(inputs, targets)
+    return inputs, targets
+
+
+def score(module: nn.Module, inputs: Tensor, targets: Tensor, *, chunk: int = 1000) -> Score:
+    """Return mean cross-entropy and accuracy of a module in eval mode.
+
+    >>> module = models.build(models.MLP(width=4))
+    >>> score(module, torch.zeros(2, 1, 28, 28), torch.tensor([0, 1])).n
+    2
+    """
+    loss, hits = 0.0, 0
+    with torch.inference_mode():
+        for x, y in zip(inputs.split(chunk), targets.split(chunk), strict=True):
+            logits = module(x)
+            loss += F.cross_entropy(logits, y, reduction="sum").item()
+            hits += (logits.argmax(dim=1) == y).sum().item()
+    return Score(loss / len(targets), hits / len(targets), len(targets))
+
+
+def round_to_half(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Round floating-point tensors to fp16 and give them back in float32; leave counters alone.
+
+    >>> round_to_half({"w": torch.tensor([1 / 3])})["w"]
+    tensor([0.3333])
+    """
+    return {
+        name: tensor.half().float() if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+    }
+
+
+def _optimise(
+    module: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    recipe: Recipe,
+    each_epoch: Callable[[int], object],
+) -> None:
+    optimizer = _optimizer(module, recipe)
+    steps = recipe.epochs * math.ceil(len(targets) / recipe.batch)
+    scheduler = {
+        "cosine": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
+        "constant": lambda: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+    }[recipe.schedule]()
+    order = torch.Generator().manual_seed(recipe.order_seed)
+    if not isinstance(recipe.arch, models.MLP):
+        module = module.to(memory_format=torch.channels_last)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    module.train()
+    for epoch in range(recipe.epochs):
+        permutation = torch.randperm(len(targets), generator=order).to(inputs.device)
+        for rows in permutation.split(recipe.batch):
+            optimizer.zero_grad()
+            F.cross_entropy(module(inputs[rows]), targets[rows]).backward()
+            optimizer.step()
+            scheduler.step()
+        each_epoch(epoch + 1)
+    module.eval()
+
+
+def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    parameters, decay = module.parameters(), recipe.weight_decay
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=decay, fused=True)
+    return torch.optim.SGD(
+        parameters, lr=recipe.lr, momentum=MOMENTUM, nesterov=True, weight_decay=decay, fused=True
+    )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
