@@ -1,0 +1,59 @@
+"""Training: the same network twice, nothing global touched, and failures that are named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sokmerge.errors import ArgumentError
+from sokmerge.testbed import models, tasks, training
+
+SMALL = {
+    "mlp": models.MLP(width=4, depth=1),
+    "cnn": models.PlainCNN(channels=(4, 4)),
+    "batch": models.ResidualCNN(norm="batch", channels=(4, 6)),
+    "layer": models.ResidualCNN(norm="layer", channels=(4, 6)),
+}
+
+
+@pytest.mark.parametrize("arch", SMALL.values(), ids=SMALL)
+def test_training_is_deterministic_and_leaves_no_trace(tiny, arch):
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    first, second = (training.train(tiny(arch=arch)) for _ in range(2))
+    assert first.train == second.train and first.test == second.test
+    assert all(torch.equal(first.state[name], second.state[name]) for name in first.state)
+    assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
+
+
+def test_both_seeds_matter(tiny):
+    recipes = tiny(), tiny(seed=1, order_seed=0), tiny(order_seed=1)
+    first, *others = (training.train(recipe).state["head.weight"] for recipe in recipes)
+    assert not any(torch.equal(first, other) for other in others)
+
+
+def test_training_learns_and_rounds_once(tiny):
+    trained = training.train(tiny(arch=models.MLP(width=32), limit=2_000, epochs=4))
+    assert trained.test.accuracy > 0.6 and trained.train.n == 2_000 and trained.test.n == 4_000
+    for tensor in trained.state.values():
+        assert torch.equal(tensor, tensor.half().float())
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": "sgd"}, {"schedule": "constant"}])
+def test_other_settings_train_too(tiny, settings):
+    epochs: list[int] = []
+    trained = training.train(tiny(epochs=2, **settings), each_epoch=epochs.append)
+    assert epochs == [1, 2] and trained.test.accuracy > 0.1
+
+
+def test_tasks_are_part_of_training_and_test(tiny):
+    recipe = tiny(tasks=(tasks.ClassSplit((0, 1)), tasks.ColourCue()))
+    x, y = training.inputs_of(recipe, "train")
+    assert x.shape == (40, 3, 28, 28) and set(y.tolist()) == {0, 1}
+    assert len(training.inputs_of(recipe, "test")[1]) == 800
+    with pytest.raises(ArgumentError, match=r"^recipe\.arch\.in_channels: found 1"):
+        training.train(recipe)
+
+
+def test_divergence_is_named(tiny):
+    with pytest.raises(ArgumentError, match="^recipe tiny-s0: found values that are not finite"):
+        training.train(tiny(optimizer="sgd", lr=1e6, epochs=3))
