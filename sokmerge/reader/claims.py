@@ -17,12 +17,12 @@ from sokmerge.reader import records
 from sokmerge.reader.digits import significant, with_interval
 from sokmerge.reader.estimates import Test, Verdict
 
-__all__ = ["Claim", "show_claim", "source_in_words"]
+__all__ = ["MARKS", "Claim", "show_claim", "source_in_words"]
 
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_:.+/-]*")
 
 # Of each verdict: an icon, and a colour that carries white text at a contrast of 7 to 1.
-_MARK = {
+MARKS = {
     Verdict.SUPPORTED: ("\N{CHECK MARK}", "#14532d"),
     Verdict.NOT_SUPPORTED: ("\N{BALLOT X}", "#7f1d1d"),
     Verdict.INCONCLUSIVE: ("?", "#5b3a00"),
@@ -183,7 +183,7 @@ def _as_text(record: dict[str, Any]) -> str:
 
 def _as_html(record: dict[str, Any]) -> str:
     """Return the card as HTML that needs no style sheet and takes its colours from the page."""
-    icon, colour = _MARK[record["verdict"]]
+    icon, colour = MARKS[record["verdict"]]
     address = f"claim-{record['id']}"
     rows = [
         f"<p style='margin:.4em 0'><strong>{title}</strong> {escape(text)}</p>"

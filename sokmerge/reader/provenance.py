@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import platform
 import subprocess
 import sys
@@ -14,7 +15,17 @@ from typing import Any
 from sokmerge import inputs
 from sokmerge.files import sha256
 
-__all__ = ["circumstances", "code", "commit", "combined", "device", "modules", "recipe_names", "versions"]
+__all__ = [
+    "circumstances",
+    "code",
+    "combined",
+    "commit",
+    "device",
+    "facts",
+    "modules",
+    "recipe_names",
+    "versions",
+]
 
 _LIBRARIES = ("torch", "numpy", "matplotlib")
 
@@ -90,6 +101,21 @@ def commit(base: Path | None) -> str:
 def circumstances(base: Path | None) -> dict[str, Any]:
     """Return what else made a result: commit, code, versions and device."""
     return {"commit": commit(base), "code": code(), "versions": versions(), "device": device()}
+
+
+def facts() -> str:
+    """Return as JSON what this process has imported and read, and with what it computes.
+
+    Whoever has executed a notebook asks its process for this.
+    """
+    return json.dumps(
+        {
+            "modules": modules(),
+            "inputs": inputs.recorded(),
+            "versions": versions(),
+            "device": device(),
+        }
+    )
 
 
 def recipe_names(recipes: Iterable[Any]) -> list[str]:

@@ -17,7 +17,7 @@ def find_root(start: Path | None = None) -> Path | None:
     """Return the folder at or above ``start`` that holds the book, or None outside of it."""
     start = Path(start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
-        if (folder / "_toc.yml").is_file() and (folder / "notebooks").is_dir():
+        if (folder / "_toc.yml").is_file() and (folder / "book").is_dir():
             return folder
     return None
 
@@ -32,7 +32,7 @@ def root(start: Path | None = None) -> Path:
     if found is None:
         raise FileError(
             str(start or Path.cwd()),
-            found="no _toc.yml with a notebooks folder here or above",
+            found="no _toc.yml with a book folder here or above",
             expected="a clone of the book",
             do="Change into the clone and call again.",
         )

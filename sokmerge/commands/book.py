@@ -1,0 +1,140 @@
+"""``sokmerge chapters | pages | claims | figures``: the book from the command line."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Annotated, Any
+
+import typer
+
+from sokmerge.reader import freshness, guards, listing
+from sokmerge.reader import pages as book_pages
+from sokmerge.reader.chapters import Chapter, chapter, chapters
+from sokmerge.reader.repository import root
+
+__all__ = ["register"]
+
+group = typer.Typer(no_args_is_help=True, help="The chapters: list, execute, check.")
+
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(help="Chapters, such as landscape/modes-and-barriers; all by default."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    app.add_typer(group, name="chapters")
+    for command in (pages, claims, figures):
+        app.command()(command)
+
+
+@group.command("list")
+def list_() -> None:
+    """List the chapters, what each holds, and why it is stale if it is."""
+    for found in chapters(root()):
+        seconds = found.content.metadata.get(freshness.KEY, {}).get("seconds")
+        held = f"{len(found.figures)} figures, {len(found.claims)} claims"
+        took = "never executed" if seconds is None else f"{seconds:g} s"
+        reasons = freshness.stale(found) if seconds is not None else []
+        typer.echo(f"{found.name}  {held}, {took}" + (", stale" if reasons else ""))
+        for reason in reasons:
+            typer.echo(f"  {reason}")
+
+
+@group.command()
+def execute(
+    names: Names = None,
+    stale: Annotated[bool, typer.Option("--stale", help="Only those that are stale.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="How many at a time, one thread each.")] = 2,
+) -> None:
+    """Execute chapters and write their outputs, figures and stamps."""
+    from sokmerge.reader import execution
+
+    selected = _selected(names)
+    reasons = {found.name: freshness.stale(found) for found in selected}
+    if stale:
+        selected = [found for found in selected if reasons[found.name]]
+        for found in selected:
+            typer.echo(f"{found.name} is stale: {'; '.join(reasons[found.name][:3])}")
+
+    def done(made: Chapter) -> None:
+        typer.echo(f"{made.name}  {made.content.metadata[freshness.KEY]['seconds']:g} s")
+
+    try:
+        failed = execution.execute(selected, jobs=jobs, done=done)
+    except KeyboardInterrupt:
+        typer.echo("Stopped. What was finished is kept; the others are as before.", err=True)
+        raise typer.Exit(130) from None
+    for error in failed:
+        typer.echo(f"{getattr(error, 'trace', '')}\nerror: {error}", err=True)
+    typer.echo(f"{len(selected) - len(failed)} chapters executed, {len(failed)} failed")
+    if failed:
+        raise typer.Exit(1)
+
+
+@group.command()
+def check(names: Names = None) -> None:
+    """Check what must hold in the chapters; exit 1 and say what does not."""
+    selected = _selected(names)
+    told = [f"{found.name}: {problem}" for found in selected for problem in guards.check(found)]
+    told += [] if names else guards.check_book(root())
+    for problem in told:
+        typer.echo(problem, err=True)
+    typer.echo(f"{len(selected)} chapters checked, {len(told)} problems")
+    if told:
+        raise typer.Exit(1)
+
+
+def pages() -> None:
+    """Write the claims ledger, the figure index and the figures' PNG files."""
+    for path in book_pages.write(root()):
+        typer.echo(path)
+
+
+def claims(as_json: AsJson = False) -> None:
+    """Print every claim of the book with its computed verdict."""
+    found = listing.claims(chapters(root()))
+    if as_json:
+        _print_json(found)
+        return
+    _print_table(
+        ("claim", "chapter", "source", "verdict"),
+        [(item["id"], item["chapter"], item["source"], item["verdict"]) for item in found],
+    )
+    verdicts = Counter(item["verdict"] for item in found)
+    counted = ", ".join(f"{number} {verdict}" for verdict, number in sorted(verdicts.items()))
+    typer.echo(f"{len(found)} claims" + (f": {counted}" if counted else ""))
+
+
+def figures(as_json: AsJson = False) -> None:
+    """Print every figure of the book with its address."""
+    found = listing.figures(chapters(root()))
+    if as_json:
+        _print_json(found)
+        return
+    _print_table(
+        ("figure", "chapter", "address"),
+        [(item["id"], item["chapter"], item["address"]) for item in found],
+    )
+    typer.echo(f"{len(found)} figures")
+
+
+def _selected(names: list[str] | None) -> list[Chapter]:
+    base = root()
+    if not names:
+        return chapters(base)
+    return list({found.name: found for found in (chapter(name, base) for name in names)}.values())
+
+
+def _print_json(content: Any) -> None:
+    typer.echo(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False))
+
+
+def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())

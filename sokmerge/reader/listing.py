@@ -1,0 +1,61 @@
+"""The claims and figures of all chapters as plain data, for tools and for the pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sokmerge.reader.chapters import Chapter
+from sokmerge.reader.citations import book
+from sokmerge.reader.pictures import LICENCE
+
+__all__ = ["claims", "figures"]
+
+
+def claims(chapters: Iterable[Chapter]) -> list[dict[str, Any]]:
+    """Return every claim with its chapter and address, in the order of the chapters.
+
+    Each has ``id``, ``chapter``, ``title`` (of the chapter), ``address`` (on the site),
+    ``statement``, ``source``, ``reported``, ``prediction``, ``verdict`` and ``tests``, each of
+    these with ``label``, ``relation``, ``threshold``, ``mean``, ``low``, ``high``, ``n``,
+    ``unit``, ``method``, ``measured``, ``verdict`` and ``reason``.
+    """
+    return [
+        {
+            "chapter": chapter.name,
+            "title": chapter.title,
+            "address": f"{chapter.page}#claim-{claim.record['id']}",
+            **claim.record,
+        }
+        for chapter in chapters
+        for claim in chapter.claims
+    ]
+
+
+def figures(chapters: Iterable[Chapter]) -> list[dict[str, Any]]:
+    """Return every figure with its chapter, address, files and citation, in that order.
+
+    Each has ``id``, ``chapter``, ``title`` (of the chapter), ``address`` and ``files`` (on the
+    site), ``caption``, ``alt``, ``columns``, ``rows``, ``seeds``, ``recipes``, ``tolerance``,
+    ``licence`` and ``bibtex``.
+    """
+    found = []
+    for chapter in chapters:
+        it = book(chapter.base)
+        for figure in chapter.figures:
+            name = figure.record["id"]
+            found.append(
+                {
+                    "chapter": chapter.name,
+                    "title": chapter.title,
+                    "address": f"{chapter.page}#fig-{name}",
+                    "files": {
+                        suffix: f"figures/{name}/{name}.{suffix}"
+                        for suffix in ("svg", "pdf", "png", "csv", "json")
+                    },
+                    "licence": LICENCE,
+                    "bibtex": it.bibtex(name, chapter.page),
+                    **figure.record,
+                }
+            )
+    return found

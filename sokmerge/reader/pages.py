@@ -1,0 +1,174 @@
+"""Pages that are made from what the notebooks hold: the claims ledger and the figure index.
+
+They are plain MyST. Files of figures are linked by HTML, for they are no pages of the book: the
+site has ``book/public`` at its root.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from sokmerge.files import write_atomically
+from sokmerge.reader import listing
+from sokmerge.reader.chapters import Chapter, chapters
+from sokmerge.reader.claims import MARKS
+from sokmerge.reader.estimates import Verdict
+from sokmerge.reader.repository import PUBLIC
+
+__all__ = ["write", "claims_ledger", "figure_index"]
+
+_TO_ROOT = ".."  # both pages lie in book/, one folder below the root of the site
+
+_LEDGER = """\
+(claims-ledger)=
+# Claims ledger
+
+Each claim of the literature that this book tests, with what was measured here. A verdict is
+computed from the measurements: *supported* if the whole 95 % interval lies on the predicted side,
+*not supported* if it lies on the other, and *inconclusive at this scale* if neither holds or if
+there are fewer than five replicates. `sokmerge claims --json` prints the same as data.
+"""
+
+_INDEX = """\
+(figure-index)=
+# Figure index
+
+Each figure of the book with its permanent address, its files and how to cite it. All figures and
+their data may be used under [CC BY 4.0](https://creativecommons.org/licenses/by/4.0/). The
+provenance names seeds, networks, code, versions and device; it also stands inside each picture.
+`sokmerge figures --json` prints the same as data.
+"""
+
+
+def write(base: Path) -> list[Path]:
+    """Write both pages, and each figure's PNG as its notebook holds it.
+
+    Returns:
+        the files whose content is new.
+    """
+    found = chapters(base)
+    contents: dict[Path, bytes] = {
+        base / "book" / "claims-ledger.md": claims_ledger(found).encode(),
+        base / "book" / "figure-index.md": figure_index(found).encode(),
+    }
+    for chapter in found:
+        for figure in chapter.figures:
+            name = figure.record["id"]
+            png = base64.b64decode(figure.output.data["image/png"])
+            contents[base / PUBLIC / name / f"{name}.png"] = png
+    new = [
+        path
+        for path, content in contents.items()
+        if not path.is_file() or path.read_bytes() != content
+    ]
+    return [write_atomically(path, contents[path]) for path in new]
+
+
+def claims_ledger(found: Iterable[Chapter]) -> str:
+    """Return the page of all claims as MyST text."""
+    claims = listing.claims(found)
+    if not claims:
+        return f"{_LEDGER}\nNo chapter holds a claim yet.\n"
+    parts = [_LEDGER, _summary(claims)]
+    for name, group in groupby(claims, key=lambda claim: claim["chapter"]):
+        items = list(group)
+        parts.append(f"## {{doc}}`{_escape(items[0]['title'])} </notebooks/{name}>`\n")
+        parts.append(_table(items))
+    return "\n".join(parts)
+
+
+def figure_index(found: Iterable[Chapter]) -> str:
+    """Return the page of all figures as MyST text."""
+    figures = listing.figures(found)
+    if not figures:
+        return f"{_INDEX}\nNo chapter holds a figure yet.\n"
+    parts = [_INDEX]
+    for name, group in groupby(figures, key=lambda figure: figure["chapter"]):
+        items = list(group)
+        parts.append(f"## {{doc}}`{_escape(items[0]['title'])} </notebooks/{name}>`\n")
+        parts += map(_figure, items)
+    return "\n".join(parts)
+
+
+def _summary(claims: list[dict[str, Any]]) -> str:
+    verdicts = [claim["verdict"] for claim in claims]
+    counts = ", ".join(
+        f"{verdicts.count(verdict)} {verdict}"
+        for verdict in (Verdict.SUPPORTED, Verdict.NOT_SUPPORTED, Verdict.INCONCLUSIVE)
+        if verdict in verdicts
+    )
+    return f"Claims: {len(claims)}, of which {counts}.\n"
+
+
+def _table(claims: Iterable[Mapping[str, Any]]) -> str:
+    lines = [
+        "````{list-table}",
+        ":header-rows: 1",
+        ":widths: 30 30 28 12",
+        ":class: claims-ledger",
+        "",
+        "* - Claim",
+        "  - Reported and predicted",
+        "  - Measured here",
+        "  - Verdict",
+    ]
+    for claim in claims:
+        icon = MARKS[claim["verdict"]][0]
+        link = f'<a href="{_TO_ROOT}/{claim["address"]}">Card</a>'
+        measured = [
+            f"{_escape(test['label'])}: {_escape(test['measured'])}, n = {test['n']}; "
+            f"expected {_escape(test['relation'])} {test['threshold']:g}"
+            for test in claim["tests"]
+        ]
+        cells = [
+            f"{_escape(claim['statement'])}\n\n{{cite:t}}`{claim['source']}`. {link}",
+            f"Reported: {_escape(claim['reported'])}\n\n"
+            f"Predicted: {_escape(claim['prediction'])}",
+            "\n\n".join(measured),
+            f"{icon} {claim['verdict']}",
+        ]
+        for mark, cell in zip(("* -", "  -", "  -", "  -"), cells, strict=True):
+            lines.append(f"{mark} {cell}".replace("\n", "\n    ").replace("    \n", "\n"))
+    return "\n".join([*lines, "````", ""])
+
+
+def _figure(figure: Mapping[str, Any]) -> str:
+    name = figure["id"]
+    files = ", ".join(
+        f'<a href="{_TO_ROOT}/{path}" download>{told}</a>'
+        for told, path in (
+            ("SVG", figure["files"]["svg"]),
+            ("PDF", figure["files"]["pdf"]),
+            ("PNG", figure["files"]["png"]),
+            ("data (CSV)", figure["files"]["csv"]),
+            ("provenance (JSON)", figure["files"]["json"]),
+        )
+    )
+    permalink = f'<a href="{_TO_ROOT}/{figure["address"]}">#fig-{name}</a>'
+    return f"""\
+(files-of-{name})=
+### {name.replace("-", " ").capitalize()}
+
+```{{image}} public/figures/{name}/{name}.png
+:alt: {figure["alt"]}
+:width: 100%
+```
+
+{{numref}}`fig-{name}`. {figure["caption"]}
+
+Permalink: {permalink}. Files: {files}.
+
+```bibtex
+{figure["bibtex"]}
+```
+"""
+
+
+def _escape(text: str) -> str:
+    """Return plain text so that MyST shows it as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>()#|$~^@])", r"\\\1", text)
