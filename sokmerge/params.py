@@ -4,11 +4,15 @@ A network's parameters are a point :math:`\theta` of a vector space. Here the po
 :data:`Params`, a mapping from parameter name to tensor, and the functions of this module are its
 algebra. They are pure: they never change what they are given.
 
-Two rules hold throughout.
+Three rules hold throughout.
 
+* Operands must match (:func:`require_matching`); nothing is broadcast.
 * Entries that are not floating point (counters, index buffers) are not part of the vector space.
   A result takes them from the first operand.
 * ``float16`` and ``bfloat16`` are accumulated in ``float32`` and rounded once, at the end.
+
+The work is queued on the device of the tensors. Only :func:`host` waits for it, and so does what
+is documented to wait because it calls :func:`host`.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from sokmerge.errors import ArgumentError
 
@@ -39,6 +44,7 @@ __all__ = [
     "normal_like",
     "to",
     "wide",
+    "has_values",
     "host",
 ]
 
@@ -116,28 +122,30 @@ networks of one architecture share a parameter space.
 
 
 def require_finite(**named: Params) -> None:
-    """Raise if any floating entry is NaN or infinite. This waits for the device.
-
-    Meta tensors have no values and pass.
+    """Raise if any floating entry is NaN or infinite. This waits for the device, once for each.
 
     Raises:
         ArgumentError: names the argument and the parameter and counts its bad entries.
+
+    >>> require_finite(a={"w": torch.tensor([1.0, float("nan")])})
+    Traceback (most recent call last):
+    ...
+    sokmerge.errors.ArgumentError: a['w']: found 1 of 2 entries NaN or infinite; expected finite \
+parameters. The run that made this network has diverged, or its file is damaged.
     """
     for name, params in named.items():
-        floating = {k: t for k, t in params.items() if t.is_floating_point() and not t.is_meta}
+        floating = {k: t for k, t in params.items() if t.is_floating_point()}
         if not floating:
             continue
-        fine = torch.stack([t.isfinite().all() for t in floating.values()])
-        if bool(fine.all()):
-            continue
-        key, tensor = next((k, t) for k, t in floating.items() if not bool(t.isfinite().all()))
-        bad = int((~tensor.isfinite()).sum())
-        raise ArgumentError(
-            f"{name}[{key!r}]",
-            found=f"{bad} of {tensor.numel()} entries NaN or infinite",
-            expected="finite parameters",
-            do="The run that made this network has diverged, or its file is damaged.",
-        )
+        counts = host(torch.stack([(~t.isfinite()).sum() for t in floating.values()]))
+        for (key, tensor), bad in zip(floating.items(), counts, strict=True):
+            if bad > 0:
+                raise ArgumentError(
+                    f"{name}[{key!r}]",
+                    found=f"{bad:.0f} of {tensor.numel()} entries NaN or infinite",
+                    expected="finite parameters",
+                    do="The run that made this network has diverged, or its file is damaged.",
+                )
 
 
 def combine(coefficients: Sequence[float | Tensor], points: Sequence[Params]) -> dict[str, Tensor]:
@@ -145,7 +153,10 @@ def combine(coefficients: Sequence[float | Tensor], points: Sequence[Params]) ->
 
     Args:
         coefficients: one number for each point.
-        points: Params that match (:func:`require_matching`); this is not checked here.
+        points: Params that match.
+
+    Raises:
+        ArgumentError: the points do not match, or there is not one coefficient for each.
 
     >>> a, b = {"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([0.0, 1.0])}
     >>> combine([2, 3], [a, b])["w"]
@@ -157,6 +168,7 @@ def combine(coefficients: Sequence[float | Tensor], points: Sequence[Params]) ->
             found=f"{len(coefficients)} coefficients for {len(points)} points",
             expected="one coefficient for each point, and at least one point",
         )
+    require_matching(**{f"points[{i}]": point for i, point in enumerate(points)})
 
     def total(*tensors: Tensor) -> Tensor:
         dtype = torch.promote_types(tensors[0].dtype, torch.float32)
@@ -170,11 +182,13 @@ def combine(coefficients: Sequence[float | Tensor], points: Sequence[Params]) ->
 
 def add(a: Params, b: Params) -> dict[str, Tensor]:
     """Return a + b."""
+    require_matching(a=a, b=b)
     return combine([1, 1], [a, b])
 
 
 def subtract(a: Params, b: Params) -> dict[str, Tensor]:
     """Return a - b, the step that leads from b to a."""
+    require_matching(a=a, b=b)
     return combine([1, -1], [a, b])
 
 
@@ -186,13 +200,20 @@ def scale(a: Params, factor: float) -> dict[str, Tensor]:
 def lerp(a: Params, b: Params, alpha: float) -> dict[str, Tensor]:
     r"""Return the point :math:`(1-\alpha)\,a + \alpha\,b` of the line through a and b.
 
-    The ends are exact: ``alpha = 0`` gives a and ``alpha = 1`` gives b, bit for bit.
+    Three cases are exact, in spite of rounding: ``alpha = 0`` gives a, ``alpha = 1`` gives b, and
+    where a and b are equal so is every point between them.
 
     >>> a, b = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
     >>> lerp(a, b, 0.25)["w"]
     tensor([0.2500, 0.2500])
     """
-    return combine([1 - alpha, alpha], [a, b])
+    require_matching(a=a, b=b)
+
+    def between(x: Tensor, y: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return torch.lerp(x.to(dtype), y.to(dtype), alpha).to(x.dtype)
+
+    return _entrywise(between, a, b)
 
 
 def inner(a: Params, b: Params) -> Tensor:
@@ -200,6 +221,7 @@ def inner(a: Params, b: Params) -> Tensor:
 
     (In single precision on devices that have no other.)
     """
+    require_matching(a=a, b=b)
     terms = [wide(t).mul(wide(b[k])).sum() for k, t in a.items() if t.is_floating_point()]
     if not terms:
         raise ArgumentError("a", found="no floating-point entry", expected="at least one")
@@ -213,6 +235,7 @@ def norm(a: Params) -> Tensor:
 
 def distance(a: Params, b: Params) -> Tensor:
     r"""Return :math:`\lVert a-b\rVert_2`, a scalar."""
+    require_matching(a=a, b=b)
     return norm({k: wide(t) - wide(b[k]) for k, t in a.items() if t.is_floating_point()})
 
 
@@ -262,11 +285,24 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Say whether a tensor holds numbers, rather than only a shape, a dtype and a device.
+
+    Meta and fake tensors hold none: with them a computation can be rehearsed for a device that is
+    not there.
+    """
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
+
+
 def host(tensor: Tensor) -> np.ndarray:
-    """Bring a result to the host as a numpy array. This waits for the device."""
-    if tensor.is_meta:  # a shape without values: there is nothing to wait for
+    """Bring a result to the host, as a float64 array. This waits for the device.
+
+    What has no values (:func:`has_values`) arrives as NaN, for unknown. Whoever decides by such a
+    number writes the comparison so that NaN takes the ordinary way, not the one to an error.
+    """
+    if not has_values(tensor):
         return np.full(tuple(tensor.shape), np.nan)
-    return tensor.double().cpu().numpy()
+    return tensor.detach().cpu().double().numpy()
 
 
 def _entrywise(function: Callable[..., Tensor], *points: Params) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from sokmerge.errors import ArgumentError
 from sokmerge.params import (
     Params,
     combine,
+    host,
     inner,
     norm,
     normal_like,
@@ -57,7 +58,7 @@ class Frame:
 
 
 def through(a: Params, b: Params, c: Params) -> Frame:
-    r"""Return the plane through three points (Garipov et al. 2018, section 3.3 and appendix A).
+    r"""Return the plane through three points (Garipov et al. 2018, section 1).
 
     .. math:: u = \frac{b-a}{\lVert b-a\rVert},\qquad
               v = \frac{w}{\lVert w\rVert},\quad w = (c-a) - \langle c-a,u\rangle\,u
@@ -76,7 +77,7 @@ def through(a: Params, b: Params, c: Params) -> Frame:
     to_b, to_c = subtract(b, a), subtract(c, a)
     length = _length(to_b, "b", "the same point as a")
     u = scale(to_b, 1 / length)
-    shadow = float(inner(to_c, u))
+    shadow = float(host(inner(to_c, u)))
     away = combine([1, -shadow], [to_c, u])
     height = _length(away, "c", "a point on the line through a and b", scale_of=to_c)
     v = scale(away, 1 / height)
@@ -121,7 +122,7 @@ def _to_norms_of(tensor: Tensor, drawn: Tensor) -> Tensor:
 
 def _length(step: Params, name: str, found: str, scale_of: Params | None = None) -> float:
     """Return the norm of a step, which must not vanish. This waits for the device."""
-    length = float(norm(step))
-    if length <= 1e-6 * (float(norm(scale_of)) if scale_of is not None else 0.0) or length == 0:
+    length = float(host(norm(step)))
+    if length <= 1e-6 * (float(host(norm(scale_of))) if scale_of is not None else 0.0):
         raise ArgumentError(name, found=found, expected="three points that span a plane")
     return length

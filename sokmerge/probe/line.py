@@ -28,9 +28,10 @@ class Line:
        \Delta L(\alpha) &= L(\theta_\alpha) - \bigl[(1-\alpha)L(\theta_A)+\alpha L(\theta_B)\bigr]\\
        \Delta E(\alpha) &= E(\theta_\alpha) - \tfrac12\bigl[E(\theta_A)+E(\theta_B)\bigr]
 
-    for the loss (Entezari et al. 2021, definition 1) and for the error (Frankle et al. 2020,
-    section 2). Its standard error is that of the paired differences on the same examples, which
-    is much smaller than the one that two separate standard errors would give.
+    for the loss (Entezari et al. 2021) and for the error (Frankle et al. 2020, who call its
+    maximum the linear interpolation instability). Its standard error is that of the paired
+    differences on the same examples, which is much smaller than the one that separate standard
+    errors would give.
 
     Attributes:
         alphas: positions; the first is 0 and the last is 1.
@@ -57,8 +58,10 @@ class Line:
 class Barrier:
     r"""The highest excess on a line, for the loss and for the error.
 
-    Both are at least 0 by construction, since the ends themselves are on the line. A standard
-    error is that of the excess at the maximum; it does not include the choice of the maximum.
+    Both are at least 0 by construction, since the ends themselves are on the line: there the
+    excess of the loss is 0, and that of the error is half the difference of the two errors, once
+    with each sign. A standard error is that of the excess at the maximum; it does not include the
+    choice of the maximum.
 
     Attributes:
         loss: :math:`\max_\alpha \Delta L(\alpha)`, in the unit of the loss.
@@ -114,7 +117,8 @@ def line(
     require_finite_loss(losses, "the line from a to b")
 
     alpha = torch.tensor(positions, dtype=losses.dtype, device=losses.device)[:, None]
-    excess_losses = losses - ((1 - alpha) * losses[:1] + alpha * losses[-1:])
+    # Written as differences, so that it is exactly 0 at the ends and between equal losses.
+    excess_losses = (1 - alpha) * (losses - losses[:1]) + alpha * (losses - losses[-1:])
     excess_errors = errors - (errors[:1] + errors[-1:]) / 2
     statistics = [
         host(statistic)

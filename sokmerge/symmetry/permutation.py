@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sokmerge.errors import ArgumentError
-from sokmerge.params import Params
+from sokmerge.params import Params, host
 
 __all__ = ["Axis", "Site", "Block", "Permutation", "PermutationGroup"]
 
@@ -145,7 +146,7 @@ class PermutationGroup:
         """Return the parameters of the network whose units are re-indexed.
 
         Args:
-            permutation: an element of this group.
+            permutation: an element of this group. Its indices lie on the host or on any device.
             params: parameters on any device; entries that the group does not name are passed on.
 
         Raises:
@@ -196,13 +197,10 @@ class PermutationGroup:
                     expected=f"one of {block.size} indices",
                 )
             order = permutation[block.name]
-            if order.is_meta:  # indices without values: only their number can be checked
-                fine = order.shape == (block.size,)
-            else:
-                fine = torch.equal(order.sort().values.cpu(), torch.arange(block.size))
-            if not fine:
+            fine = order.shape == (block.size,) and order.dtype in (torch.int64, torch.int32)
+            if not fine or (np.abs(np.sort(host(order)) - np.arange(block.size)) > 0).any():
                 raise ArgumentError(
                     f"permutation[{block.name!r}]",
-                    found=f"{order.numel()} indices that are no permutation",
-                    expected=f"each of 0 ... {block.size - 1} once",
+                    found=f"{order.dtype} of shape {tuple(order.shape)} that is no permutation",
+                    expected=f"each integer of 0 ... {block.size - 1} once, in a vector",
                 )

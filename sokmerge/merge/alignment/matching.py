@@ -8,6 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from sokmerge.params import has_values
 from sokmerge.symmetry import Permutation
 
 __all__ = ["Matching", "assign"]
@@ -21,7 +22,7 @@ class Matching:
 
     Attributes:
         permutation: an element of the symmetry group.
-        similarity: the objective, the sum over blocks of :math:`\sum_i S_{i,\pi(i)}`.
+        similarity: the value of what was maximised, at this permutation.
         passes: how many passes over the blocks were made.
     """
 
@@ -40,12 +41,12 @@ def assign(similarity: Tensor) -> Tensor:
         similarity: shape (n, n); row i belongs to a's unit i, column j to b's unit j.
 
     Returns:
-        int64 tensor of shape (n,) on the host; on meta, one without values.
+        int64 tensor of shape (n,) on the host; the identity if the similarity has no values.
 
     >>> assign(torch.tensor([[0.0, 1.0], [1.0, 0.9]]))
     tensor([1, 0])
     """
-    if similarity.is_meta:
-        return torch.empty(similarity.shape[0], dtype=torch.int64, device="meta")
+    if not has_values(similarity):
+        return torch.arange(similarity.shape[0])
     _, columns = linear_sum_assignment(similarity.cpu().numpy(), maximize=True)
     return torch.from_numpy(columns)

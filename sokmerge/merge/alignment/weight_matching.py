@@ -123,9 +123,7 @@ def _others(
 
 def _improves(similarity: Tensor, candidate: Tensor, present: Tensor) -> bool:
     """Say whether a candidate reaches more than the present order. This waits for the device."""
-    if similarity.is_meta:
-        return False
-    rows = torch.arange(len(present))
-    similarity = similarity.cpu()
-    gain = similarity[rows, candidate].sum() - similarity[rows, present].sum()
-    return bool(gain > _IMPROVEMENT * similarity.abs().max() * len(present))
+    reached = [similarity.gather(1, order.to(similarity.device)[:, None]).sum()
+               for order in (candidate, present)]  # fmt: skip
+    more, less, largest = host(torch.stack([*reached, similarity.abs().max()]))
+    return bool(more - less > _IMPROVEMENT * largest * len(present))
