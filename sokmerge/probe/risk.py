@@ -2,23 +2,17 @@ r"""The empirical risk of a network as a function of its parameters: the oracle 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from sokmerge.errors import ArgumentError
-from sokmerge.params import Params, host, require_finite, require_matching, wide
-from sokmerge.probe.batchnorm import (
-    estimate_statistics,
-    has_running_statistics,
-    in_estimation_mode,
-)
+from sokmerge.network import Network
+from sokmerge.params import Params, host, wide
 
 __all__ = ["EmpiricalRisk", "RiskValue"]
 
@@ -103,13 +97,6 @@ class EmpiricalRisk:
         calibration: Tensor | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        if module.training:
-            raise ArgumentError(
-                "module",
-                found="a module in training mode",
-                expected="evaluation mode",
-                do="Call module.eval() first; dropout would make the risk random.",
-            )
         if len(inputs) == 0 or len(inputs) != len(targets):
             raise ArgumentError(
                 "targets" if len(inputs) else "inputs",
@@ -118,20 +105,14 @@ class EmpiricalRisk:
             )
         self.device = torch.device(device) if device is not None else inputs.device
         self.n = len(inputs)
-        self.chunk = chunk or _CHUNK.get(self.device.type, _CHUNK_ELSEWHERE)
+        self.chunk = _CHUNK.get(self.device.type, _CHUNK_ELSEWHERE) if chunk is None else chunk
+        if self.chunk < 1:
+            raise ArgumentError("chunk", found=f"{chunk}", expected="at least one example")
         self._loss = loss
+        self._network = Network(module, self.device)
         self._inputs = _laid_out(inputs.to(self.device))
         self._targets = targets.to(self.device)
-        self._reference = {
-            name: p.detach().to(self.device) for name, p in module.named_parameters()
-        }
-        self._buffers = {name: b.detach().to(self.device) for name, b in module.named_buffers()}
-        self._skeleton = _without_values(module)
-        self._estimator: nn.Module | None = None
-        if has_running_statistics(module):
-            self._estimator = in_estimation_mode(_without_values(module))
-            given = calibration.to(self.device) if calibration is not None else self._spread()
-            self._calibration = _laid_out(given)
+        self._calibration = self._to_calibrate(calibration)
         self._require_labels_in_range()
 
     def __call__(self, params: Params) -> RiskValue:
@@ -152,10 +133,7 @@ class EmpiricalRisk:
 
     def require_valid(self, **named: Params) -> None:
         """Raise unless the Params belong to this network, lie on its device and are finite."""
-        for name, params in named.items():
-            without_buffers = {k: t for k, t in params.items() if k not in self._buffers}
-            require_matching(module=self._reference, **{name: without_buffers})
-        require_finite(**named)
+        self._network.require(**named)
 
     @torch.inference_mode()
     def per_example(self, params: Params) -> tuple[Tensor, Tensor]:
@@ -164,15 +142,13 @@ class EmpiricalRisk:
         This is the hot loop of every probe. It does not wait for the device and does not check
         its argument. The errors are NaN where the outputs are not class scores.
         """
-        buffers = self._buffers
-        if self._estimator is not None:
-            buffers = estimate_statistics(self._estimator, params, buffers, self._calibration)
-        state = {**buffers, **{name: _laid_out(tensor) for name, tensor in params.items()}}
+        point = {name: _laid_out(tensor) for name, tensor in params.items()}
+        state = self._network.state(point, self._calibration)
         losses, errors = [], []
         for x, y in zip(
             self._inputs.split(self.chunk), self._targets.split(self.chunk), strict=True
         ):
-            outputs = functional_call(self._skeleton, state, (x,))
+            outputs = self._network(state, x)
             losses.append(self._loss(outputs, y, reduction="none"))
             if _is_classification(outputs, y):
                 errors.append((outputs.argmax(1) != y).to(outputs.dtype))
@@ -186,22 +162,32 @@ class EmpiricalRisk:
             )
         return every, torch.cat(errors) if errors else torch.full_like(every, math.nan)
 
-    def _spread(self) -> Tensor:
-        step = max(1, self.n // _CALIBRATION_EXAMPLES)
-        return self._inputs[::step][:_CALIBRATION_EXAMPLES]
+    def _to_calibrate(self, given: Tensor | None) -> Tensor | None:
+        if not self._network.keeps_statistics:
+            return None
+        if given is None:
+            count = min(self.n, _CALIBRATION_EXAMPLES)
+            given = self._inputs[torch.arange(count, device=self.device) * self.n // count]
+        if len(given) < 2:
+            raise ArgumentError(
+                "calibration",
+                found=f"{len(given)} inputs",
+                expected="at least two, as BatchNorm needs a variance",
+            )
+        return _laid_out(given.to(self.device))
 
     @torch.inference_mode()
     def _require_labels_in_range(self) -> None:
         x, y = self._inputs[:1], self._targets[:1]
-        outputs = functional_call(self._skeleton, {**self._buffers, **self._reference}, (x,))
-        if not _is_classification(outputs, y) or self._targets.is_meta:
+        outputs = self._network({**self._network.buffers, **self._network.parameters}, x)
+        if not _is_classification(outputs, y):
             return
-        low, high = int(self._targets.min()), int(self._targets.max())
+        low, high = host(torch.stack([self._targets.min(), self._targets.max()]))
         classes = outputs.shape[1]
         if low < 0 or high >= classes:
             raise ArgumentError(
                 "targets",
-                found=f"labels from {low} to {high}",
+                found=f"labels from {low:.0f} to {high:.0f}",
                 expected=f"0 to {classes - 1}, as the network has {classes} outputs",
             )
 
@@ -220,13 +206,13 @@ def mean_and_stderr(samples: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def require_finite_loss(losses: Tensor, name: str) -> None:
-    """Raise if a loss is NaN or infinite. This waits for the device; meta tensors pass."""
-    if losses.is_meta or bool(losses.isfinite().all()):
+    """Raise if a loss is NaN or infinite. This waits for the device."""
+    bad = host((~losses.isfinite()).sum())
+    if not bad > 0:
         return
-    bad = int((~losses.isfinite()).sum())
     raise ArgumentError(
         name,
-        found=f"a NaN or infinite loss on {bad} of {losses.numel()} evaluations",
+        found=f"a NaN or infinite loss on {bad:.0f} of {losses.numel()} evaluations",
         expected="finite losses",
         do="The parameters are finite, so the network overflows there: stay closer to the "
         "trained points, or compute in a wider dtype.",
@@ -253,13 +239,3 @@ def _laid_out(tensor: Tensor) -> Tensor:
     return torch.empty_strided(
         tensor.shape, strides, dtype=tensor.dtype, device=tensor.device
     ).copy_(tensor)
-
-
-def _without_values(module: nn.Module) -> nn.Module:
-    """Copy a module's structure, its tensors on meta, where they take no memory."""
-    memo: dict[int, Tensor] = {}
-    for p in module.parameters():
-        memo[id(p)] = nn.Parameter(p.detach().to("meta"), requires_grad=p.requires_grad)
-    for b in module.buffers():
-        memo[id(b)] = b.detach().to("meta")
-    return copy.deepcopy(module, memo)

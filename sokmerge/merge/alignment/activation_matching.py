@@ -2,18 +2,16 @@ r"""Align two networks by what their units do on data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from sokmerge.errors import ArgumentError
 from sokmerge.merge.alignment.matching import Matching, assign
 from sokmerge.merge.declaration import method
-from sokmerge.params import Params, host, require_finite, require_matching, wide
+from sokmerge.network import Network
+from sokmerge.params import Params, host, wide
 from sokmerge.symmetry import PermutationGroup, Site
 
 __all__ = ["activation_matching"]
@@ -51,10 +49,11 @@ def activation_matching(
     correlation 0 with all others.
 
     The activations are taken where they are read: at the input of the next layer, behind the
-    nonlinearity.
+    nonlinearity. BatchNorm statistics are those of each network on ``inputs``.
 
     Args:
-        module: the network's architecture, in evaluation mode; its own parameters are not used.
+        module: the network's architecture, in evaluation mode; its own parameters are not used,
+            and it is not changed.
         a: parameters of the reference network.
         b: parameters of the network to re-index.
         group: the symmetry of the architecture; each block needs a site.
@@ -72,32 +71,29 @@ def activation_matching(
         raise ArgumentError(
             "similarity", found=repr(similarity), expected="'inner product' or 'correlation'"
         )
-    if module.training:
-        raise ArgumentError(
-            "module",
-            found="a module in training mode",
-            expected="evaluation mode",
-            do="Call module.eval() first.",
-        )
-    if len(inputs) == 0:
-        raise ArgumentError("inputs", found="no inputs", expected="at least one")
-    require_matching(a=a, b=b)
-    require_finite(a=a, b=b)
+    for name, number in (("inputs", len(inputs)), ("chunk", chunk)):
+        if number < 1:
+            raise ArgumentError(name, found=f"{number}", expected="at least one example")
+    network = Network(module, inputs.device)
+    network.require(a=a, b=b)
     group.require_fits(a, "a")
+    submodules = dict(network.skeleton.named_modules())
     for block in group.blocks:
-        if block.site is None:
+        if block.site is None or block.site.module not in submodules:
             raise ArgumentError(
                 "group",
-                found=f"no site for block {block.name!r}",
-                expected="a place where each block's activations can be observed",
+                found=f"the site {block.site} for block {block.name!r}",
+                expected="a submodule at whose input the block's activations can be observed",
             )
 
     sums = {block.name: _Moments() for block in group.blocks}
-    with torch.inference_mode(), _observed(module, group) as seen:
+    state_a, state_b = network.state(a, inputs), network.state(b, inputs)
+    seen = _observe(network, group)
+    with torch.inference_mode():
         for x in inputs.split(chunk):
-            functional_call(module, dict(a), (x,))
+            network(state_a, x)
             of_a = dict(seen)
-            functional_call(module, dict(b), (x,))
+            network(state_b, x)
             for name, moments in sums.items():
                 moments.add(of_a[name], seen[name])
 
@@ -109,11 +105,9 @@ def activation_matching(
     return Matching(permutation, reached, passes=1)
 
 
-@contextmanager
-def _observed(module: nn.Module, group: PermutationGroup) -> Iterator[dict[str, Tensor]]:
-    """Keep, while the context lasts, what the readers of each block were last given."""
+def _observe(network: Network, group: PermutationGroup) -> dict[str, Tensor]:
+    """Return a dictionary that always holds what the readers of each block were last given."""
     seen: dict[str, Tensor] = {}
-    submodules = dict(module.named_modules())
 
     def keep(name: str, site: Site):
         def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -121,15 +115,10 @@ def _observed(module: nn.Module, group: PermutationGroup) -> Iterator[dict[str, 
 
         return hook
 
-    handles = [
-        submodules[block.site.module].register_forward_pre_hook(keep(block.name, block.site))
-        for block in group.blocks
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+    for block in group.blocks:
+        reader = network.skeleton.get_submodule(block.site.module)
+        reader.register_forward_pre_hook(keep(block.name, block.site))
+    return seen
 
 
 def _units_last(activations: Tensor, site: Site) -> Tensor:
@@ -159,13 +148,17 @@ class _Moments:
     def correlation(self) -> Tensor:
         mean_a, mean_b = self.sum_a / self.rows, self.sum_b / self.rows
         covariance = self.cross / self.rows - torch.outer(mean_a, mean_b)
-        spread_a, spread_b = (
-            (square / self.rows - mean.square()).clamp_min(0).sqrt()
-            for square, mean in ((self.square_a, mean_a), (self.square_b, mean_b))
-        )
-        product = torch.outer(spread_a, spread_b)
-        varies = product > 1e-12 * product.max()
-        return torch.where(varies, covariance / product.where(varies, 1.0), 0.0)
+        variance_a = _variance(mean_a, self.square_a / self.rows)
+        variance_b = _variance(mean_b, self.square_b / self.rows)
+        product = torch.outer(variance_a, variance_b).sqrt()
+        return torch.where(product > 0, covariance / product, 0.0)
+
+
+def _variance(mean: Tensor, mean_square: Tensor) -> Tensor:
+    """Return the variance of each unit, exactly 0 where it is but rounding."""
+    variance = mean_square - mean.square()
+    rounding = 1e4 * torch.finfo(mean.dtype).eps * mean_square
+    return variance.where(variance > rounding, 0.0)
 
 
 def _attained(scores: Tensor, permutation: Tensor) -> float:
