@@ -19,7 +19,7 @@ def average(models: Sequence[Params], *, weights: Sequence[float] | None = None)
     .. math:: \theta = \frac{\sum_i w_i\,\theta_i}{\sum_i w_i}
 
     With equal weights this is the uniform soup (Wortsman et al. 2022, section 2), and along one
-    run it is stochastic weight averaging (Izmailov et al. 2018, equation 2). It makes sense where
+    run it is stochastic weight averaging (Izmailov et al. 2018). It makes sense where
     the straight lines between the networks stay low: within one basin.
 
     Args:
@@ -42,12 +42,12 @@ def average(models: Sequence[Params], *, weights: Sequence[float] | None = None)
     require_matching(**named)
     require_finite(**named)
     weights = [1.0] * len(models) if weights is None else [float(w) for w in weights]
-    total = math.fsum(weights)
-    usable = all(math.isfinite(w) and w >= 0 for w in weights) and total > 0
+    usable = all(math.isfinite(w) and w >= 0 for w in weights) and any(weights)
     if len(weights) != len(models) or not usable:
         raise ArgumentError(
             "weights",
             found=f"{weights} for {len(models)} models",
-            expected="one non-negative number for each model, not all zero",
+            expected="one finite, non-negative number for each model, not all zero",
         )
+    total = math.fsum(weights)
     return combine([w / total for w in weights], models)
