@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,14 +38,9 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
         FileError: the folder cannot be written or the disk is full.
     """
     path = Path(path)
-    temporary: Path | None = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix
-        )
-        temporary = Path(name)
-        os.close(handle)
         if callable(content):
             content(temporary)
         elif isinstance(content, bytes):
@@ -53,7 +49,6 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
             temporary.write_text(content, encoding="utf-8")
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes the file private
         os.replace(temporary, path)
     except OSError as error:
         raise FileError(
@@ -63,12 +58,6 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
             do="What was there before is untouched. Free some space or choose another folder.",
         ) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # moved, or never made
+            temporary.unlink()
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
