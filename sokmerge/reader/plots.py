@@ -1,0 +1,141 @@
+"""The kinds of picture that the chapters draw again and again, from plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sokmerge.reader.estimates import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["contours", "curve", "places", "replicates"]
+
+_NORMAL_95 = 1.96
+
+
+def contours(
+    ax: Axes,
+    x: np.ndarray,
+    y: np.ndarray,
+    values: np.ndarray,
+    *,
+    label: str,
+    levels: Sequence[float],
+) -> None:
+    """Draw filled contours, each level with a colour of its own, and their colour bar.
+
+    Args:
+        ax: where to draw.
+        x: positions along the first axis, shape (A,).
+        y: positions along the second axis, shape (B,).
+        values: the value at ``(x[i], y[j])``, shape (A, B).
+        label: what the values are, with their unit.
+        levels: ascending; values beyond them keep the outermost colours.
+
+    >>> import matplotlib.pyplot as plt
+    >>> _, ax = plt.subplots()
+    >>> contours(ax, [0, 1], [0, 1, 2], np.eye(2, 3), label="loss", levels=[0, 0.5, 1])
+    """
+    from matplotlib.colors import BoundaryNorm
+
+    colours = ax.figure.colorbar(
+        ax.contourf(
+            x,
+            y,
+            np.asarray(values).T,
+            levels=levels,
+            norm=BoundaryNorm(levels, 256, extend="both"),
+            extend="both",
+        ),
+        ax=ax,
+        location="bottom",
+        label=label,
+        ticks=list(levels)[:: max(1, len(levels) // 5)],
+        format="%.3g",
+    )
+    colours.ax.minorticks_off()
+    ax.contour(x, y, np.asarray(values).T, levels=levels, colors="white", linewidths=0.4)
+    ax.grid(False)
+
+
+def places(ax: Axes, named: Mapping[str, Sequence[float]], *, path: Sequence[str] = ()) -> None:
+    """Mark named points of a map, and draw the straight lines from each of ``path`` to the next.
+
+    Args:
+        ax: a map, for instance from :func:`contours`.
+        named: name to coordinates (x, y).
+        path: names of points.
+
+    >>> import matplotlib.pyplot as plt
+    >>> _, ax = plt.subplots()
+    >>> places(ax, {"A": (0, 0), "B": (1, 0)}, path=["A", "B"])
+    """
+    along = np.array([named[name] for name in path]).reshape(-1, 2)
+    ax.plot(*along.T, "--", color="white", linewidth=1.6)
+    for name, (x, y) in named.items():
+        ax.plot(x, y, "o", color="white", markeredgecolor="black", markersize=8, zorder=3)
+        ax.annotate(
+            name,
+            (x, y),
+            xytext=(7, 7),
+            textcoords="offset points",
+            fontweight="bold",
+            zorder=4,
+            bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"},
+        )
+
+
+def curve(
+    ax: Axes, x: np.ndarray, y: np.ndarray, stderr: np.ndarray, label: str, **style: Any
+) -> None:
+    """Draw a curve with a band of 1.96 standard errors, a 95 % interval, on either side.
+
+    >>> import matplotlib.pyplot as plt
+    >>> _, ax = plt.subplots()
+    >>> curve(ax, np.arange(3), np.arange(3), np.full(3, 0.1), "loss")
+    """
+    x, y, stderr = np.asarray(x), np.asarray(y), np.asarray(stderr)
+    (drawn,) = ax.plot(x, y, label=label, **style)
+    half = _NORMAL_95 * stderr
+    ax.fill_between(x, y - half, y + half, color=drawn.get_color(), alpha=0.2, linewidth=0)
+
+
+def replicates(
+    ax: Axes,
+    positions: Sequence[float],
+    values: Sequence[Sequence[float]],
+    estimates: Sequence[Estimate],
+    label: str,
+    **style: Any,
+) -> None:
+    """Draw the replicates at each position as dots, their means joined, and the 95 % intervals.
+
+    Args:
+        ax: where to draw.
+        positions: one for each estimate.
+        values: the replicates at each position.
+        estimates: what was made of them.
+        label: for the legend.
+        **style: passed to ``ax.errorbar``, such as ``color`` and ``marker``.
+
+    >>> import matplotlib.pyplot as plt
+    >>> _, ax = plt.subplots()
+    >>> samples = [[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]]
+    >>> replicates(ax, [16, 32], samples, [Estimate.of(s) for s in samples], "barrier")
+    """
+    means = np.array([e.mean for e in estimates])
+    reach = np.array([[e.mean - e.low for e in estimates], [e.high - e.mean for e in estimates]])
+    drawn = ax.errorbar(positions, means, yerr=reach, label=label, capsize=3, **style)
+    for position, sample in zip(positions, values, strict=True):
+        ax.plot(
+            [position] * len(sample),
+            sample,
+            ".",
+            color=drawn.lines[0].get_color(),
+            alpha=0.35,
+            markersize=5,
+        )
