@@ -64,9 +64,7 @@ def verify(names: Names = None, master_seed: MasterSeed = None) -> None:
 
 @app.command()
 def retrain(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Families or recipes to train.")
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Families or recipes to train.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Train every family.")] = False,
     again: Annotated[
         bool, typer.Option("--again", help="Train also what is there and sound.")

@@ -9,6 +9,7 @@ truncated, altered or swapped is never used.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -80,28 +81,32 @@ def write(folder: Path, recipe: Recipe, trained: Trained, seconds: float) -> Ent
     Raises:
         FileError: the folder cannot be written; what was there is untouched.
     """
-    folder = Path(folder)
     halves = {
         name: tensor.half() if tensor.is_floating_point() else tensor
         for name, tensor in trained.state.items()
     }
     # One key only: the format does not fix the order of several, and bytes should not vary.
     header = {"recipe": recipe.canonical}
-    path = folder / recipe.file_name
-    write_atomically(path, lambda temporary: _save(halves, temporary, header))
-    entry = Entry(
-        sha256=sha256(path),
-        bytes=path.stat().st_size,
-        parameters=_parameter_count(recipe),
-        train=trained.train,
-        test=trained.test,
-        seconds=round(seconds, 1),
-    )
-    with lock(folder / MANIFEST):
-        listed = dict(sorted((manifest(folder) | {path.name: entry}).items()))
-        text = json.dumps({name: asdict(each) for name, each in listed.items()}, indent=1)
-        write_atomically(folder / MANIFEST, text + "\n")
-    return entry
+    entries: list[Entry] = []
+
+    def save_and_list(temporary: Path) -> None:
+        # Listed when it is on the disk and before it takes its place: a disk that fills up at
+        # any moment leaves the old file and the old list.
+        _save(halves, temporary, header)
+        entries.append(
+            Entry(
+                sha256=sha256(temporary),
+                bytes=temporary.stat().st_size,
+                parameters=_parameter_count(recipe),
+                train=trained.train,
+                test=trained.test,
+                seconds=round(seconds, 1),
+            )
+        )
+        _list(Path(folder), recipe.file_name, entries[0])
+
+    write_atomically(Path(folder) / recipe.file_name, save_and_list)
+    return entries[0]
 
 
 def read(folder: Path, recipe: Recipe) -> dict[str, Tensor]:
@@ -173,6 +178,15 @@ def _save(state: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
         save_file(state, path, metadata=header)
     except SafetensorError as error:  # what the disk says comes wrapped
         raise OSError(str(error)) from error
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _list(folder: Path, name: str, entry: Entry) -> None:
+    with lock(folder / MANIFEST):
+        listed = dict(sorted((manifest(folder) | {name: entry}).items()))
+        text = json.dumps({name: asdict(each) for name, each in listed.items()}, indent=1)
+        write_atomically(folder / MANIFEST, text + "\n")
 
 
 def _require_network(

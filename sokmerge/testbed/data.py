@@ -100,7 +100,7 @@ def fashion(
     fullset.check_split(split)
     if scale not in get_args(Scale):
         raise ArgumentError("scale", found=repr(scale), expected="'small' or 'full'")
-    pixels, labels = _subset(split) if scale == "small" else fullset.read(split)
+    pixels, labels = _load(FOLDER, split) if scale == "small" else fullset.read(split)
     if limit is not None:
         if not 1 <= limit <= len(labels):
             raise ArgumentError(
@@ -145,12 +145,9 @@ def stratified(targets: np.ndarray, n: int, seed: int) -> np.ndarray:
     return np.sort(np.lexsort((targets, turn))[:n])
 
 
-def _subset(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    return _load(FOLDER, split)
-
-
 @lru_cache(maxsize=4)
 def _load(folder: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Return the verified images and targets of a split of the subset, not to be written to."""
     path = folder / f"{split}.npz"
     restore = "Restore the file from the repository, or reinstall the package."
     try:

@@ -2,8 +2,8 @@
 
 The full set does not travel with the package. It is found in one of three places:
 
-1. the folder that the environment variable ``SOKMERGE_DATA`` names;
-2. torchvision's copy, ``FashionMNIST/raw`` under the user's data folder for ``sokmerge``;
+1. the folder that the environment variable ``SOKMERGE_DATA`` names, or torchvision's copy in it;
+2. torchvision's copy, ``FashionMNIST/raw``, in the user's data folder for ``sokmerge``;
 3. Debian's folder, ``/usr/share/datasets/fashion-mnist``.
 
 Each holds the same four files in the IDX format (a big-endian header of four bytes for the type
@@ -30,6 +30,7 @@ __all__ = ["SPLITS", "Split", "find", "places", "read"]
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 
+_TORCHVISION = Path("FashionMNIST/raw")
 _PREFIX = {"train": "train", "test": "t10k"}
 _COUNT = {"train": 60_000, "test": 10_000}
 
@@ -42,14 +43,11 @@ _SHA256 = {
 }
 
 
-def places() -> dict[str, Path]:
-    """Return the folders that are searched, in order, each under the name of its way."""
-    torchvision_root = Path(platformdirs.user_data_dir("sokmerge"))
+def places() -> list[Path]:
+    """Return the folders that are searched, in order."""
     chosen = os.environ.get("SOKMERGE_DATA")
-    return ({"SOKMERGE_DATA": Path(chosen)} if chosen else {}) | {
-        "torchvision": torchvision_root / "FashionMNIST" / "raw",
-        "Debian": Path("/usr/share/datasets/fashion-mnist"),
-    }
+    own = [Path(chosen), Path(chosen) / _TORCHVISION] if chosen else []
+    return [*own, _user_folder() / _TORCHVISION, Path("/usr/share/datasets/fashion-mnist")]
 
 
 def find(name: str) -> Path:
@@ -62,17 +60,16 @@ def find(name: str) -> Path:
         FileError: no place has it; the message says the three ways to get one that does.
     """
     searched = places()
-    for folder in searched.values():
+    for folder in searched:
         for path in (folder / name, folder / f"{name}.gz"):
             if path.is_file():
                 return path
-    root = searched["torchvision"].parents[1]
     raise FileError(
         name,
-        found="no such file in " + ", ".join(str(folder) for folder in searched.values()),
+        found="no such file in " + ", ".join(str(folder) for folder in searched),
         expected="the full Fashion-MNIST in one of them",
         do="There are three ways: set SOKMERGE_DATA to a folder that holds the four files; "
-        f"run torchvision.datasets.FashionMNIST({str(root)!r}, download=True); "
+        f"run torchvision.datasets.FashionMNIST({str(_user_folder())!r}, download=True); "
         "or, on Debian, apt-get install dataset-fashion-mnist.",
     )
 
@@ -98,6 +95,10 @@ def check_split(split: str) -> None:
     """Raise :class:`~sokmerge.errors.ArgumentError` unless ``split`` names one of the two."""
     if split not in SPLITS:
         raise ArgumentError("split", found=repr(split), expected="'train' or 'test'")
+
+
+def _user_folder() -> Path:
+    return Path(platformdirs.user_data_dir("sokmerge"))
 
 
 def _content(name: str) -> bytes:

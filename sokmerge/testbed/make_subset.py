@@ -26,7 +26,7 @@ from sokmerge.files import write_atomically
 from sokmerge.testbed import fullset
 from sokmerge.testbed.data import FOLDER, stratified
 
-__all__ = ["PER_CLASS", "SEED", "make", "select"]
+__all__ = ["PER_CLASS", "SEED", "content_sha256", "make", "select"]
 
 SEED = 0
 PER_CLASS = {"train": 1_200, "test": 400}

@@ -171,20 +171,26 @@ def family(name: str, *, master: int | None = None) -> tuple[Recipe, ...]:
 
 
 def named(name: str, *, master: int | None = None) -> tuple[Recipe, ...]:
-    """Return the recipes that a name of a family, or of one recipe, stands for.
+    """Return the recipes that a name stands for: those of a family, or a single one.
+
+    Args:
+        name: a family, such as ``"cnn"``, or a family and a seed, such as ``"cnn-s3"``.
+        master: the master seed of a family, see :func:`family`. A name with a seed says it all,
+            as ``"cnn-s2003"``.
 
     Raises:
         UnknownNameError: there is neither such a family nor such a recipe.
 
-    >>> [recipe.name for recipe in named("mlp-width-64-s3", master=0)]
+    >>> [recipe.name for recipe in named("mlp-width-64-s3")]
     ['mlp-width-64-s3']
     """
     if name in FAMILIES:
         return family(name, master=master)
-    recipes = {recipe.name: recipe for each in FAMILIES for recipe in family(each, master=master)}
-    if name not in recipes:
-        raise _unknown("recipe or family", name, (*families(), *recipes))
-    return (recipes[name],)
+    stem, _, digits = name.rpartition("-s")
+    if stem in FAMILIES and digits.isdecimal() and int(digits) % 1000 in SEEDS:
+        return (FAMILIES[stem](stem, int(digits)),)
+    recipes = (recipe.name for each in FAMILIES for recipe in family(each, master=master))
+    raise _unknown("recipe or family", name, (*families(), *recipes))
 
 
 def master_seed() -> int:

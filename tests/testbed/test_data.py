@@ -150,7 +150,7 @@ def test_a_missing_file_is_named(copied):
 
 
 def test_without_the_full_set_the_three_ways_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(fullset, "places", lambda: {"torchvision": tmp_path / "a" / "raw"})
+    monkeypatch.setattr(fullset, "places", lambda: [tmp_path])
     with pytest.raises(FileError) as raised:
         data.fashion("test", scale="full")
     for way in ("SOKMERGE_DATA", "torchvision.datasets", "apt-get"):
@@ -167,10 +167,13 @@ def test_a_spoiled_full_set_is_named(tmp_path, monkeypatch, spoil):
 
 
 @needs_full_set
-def test_unpacked_files_are_read_as_well(tmp_path, monkeypatch):
+@pytest.mark.parametrize("inside", [".", "FashionMNIST/raw"])
+def test_unpacked_files_and_those_of_torchvision_are_read_as_well(tmp_path, monkeypatch, inside):
     packed = fullset.find("t10k-labels-idx1-ubyte")
     content = packed.read_bytes()
     unpacked = gzip.decompress(content) if packed.suffix == ".gz" else content
     monkeypatch.setenv("SOKMERGE_DATA", str(tmp_path))
-    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(unpacked)
+    (tmp_path / inside).mkdir(parents=True, exist_ok=True)
+    (tmp_path / inside / "t10k-labels-idx1-ubyte").write_bytes(unpacked)
+    assert fullset.find("t10k-labels-idx1-ubyte").is_relative_to(tmp_path)
     assert fullset._content("t10k-labels-idx1-ubyte") == unpacked

@@ -57,6 +57,8 @@ def test_the_master_seed_makes_another_zoo(monkeypatch):
     monkeypatch.setenv("SOKMERGE_MASTER_SEED", "3")
     assert [recipe.seed for recipe in recipes.family("cnn")] == [3000, 3001, 3002, 3003, 3004]
     assert recipes.family("cnn", master=0) == shipped
+    assert recipes.named("cnn-s2") == shipped[2:3]
+    assert recipes.named("cnn-s3002") == recipes.family("cnn")[2:3]
     monkeypatch.setenv("SOKMERGE_MASTER_SEED", "many")
     with pytest.raises(ArgumentError, match="^SOKMERGE_MASTER_SEED: found 'many'"):
         recipes.family("cnn")

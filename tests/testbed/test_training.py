@@ -31,8 +31,8 @@ def test_both_seeds_matter(tiny):
     assert not any(torch.equal(first, other) for other in others)
 
 
-def test_training_learns_and_rounds_once(tiny):
-    trained = training.train(tiny(arch=models.MLP(width=32), limit=2_000, epochs=4))
+def test_training_learns_and_rounds_once(tiny, device):
+    trained = training.train(tiny(arch=models.MLP(width=32), limit=2_000, epochs=4), device=device)
     assert trained.test.accuracy > 0.6 and trained.train.n == 2_000 and trained.test.n == 4_000
     for tensor in trained.state.values():
         assert torch.equal(tensor, tensor.half().float())
