@@ -1,4 +1,4 @@
-"""Under pytest the notebooks compare their figures' data with the published ones, and write none."""
+"""Under pytest a notebook compares the data of its figures with the published data."""
 
 import os
 

@@ -16,8 +16,8 @@ class Book:
     """What a citation of the book says.
 
     >>> it = Book("A book", "A. Author", "2026", "https://example.org/book/")
-    >>> it.citation("loss-plane")
-    'A. Author (2026). Figure loss-plane of "A book". CC BY 4.0. https://example.org/book/figures/loss-plane/'
+    >>> it.citation("loss-plane").removeprefix('A. Author (2026). Figure loss-plane of "A book". ')
+    'CC BY 4.0. https://example.org/book/book/figure-index.html#files-of-loss-plane'
     >>> print(it.bibtex("loss-plane", "notebooks/landscape/modes.html"))
     @misc{figure-loss-plane,
       author = {A. Author},
@@ -34,9 +34,9 @@ class Book:
     address: str
 
     def citation(self, figure: str) -> str:
-        """Cite a figure in one line, with the address of its files."""
+        """Cite a figure in one line, with the address of its entry in the figure index."""
         text = f'{self.author} ({self.year}). Figure {figure} of "{self.title}". CC BY 4.0.'
-        return f"{text} {self.address}figures/{figure}/"
+        return f"{text} {self.address}book/figure-index.html#files-of-{figure}"
 
     def bibtex(self, figure: str, page: str) -> str:
         """Cite a figure on a page, given by its path on the site, as a BibTeX entry."""

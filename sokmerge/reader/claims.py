@@ -25,7 +25,7 @@ _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_:.+/-]*")
 MARKS = {
     Verdict.SUPPORTED: ("\N{CHECK MARK}", "#14532d"),
     Verdict.NOT_SUPPORTED: ("\N{BALLOT X}", "#7f1d1d"),
-    Verdict.INCONCLUSIVE: ("?", "#5b3a00"),
+    Verdict.INCONCLUSIVE: ("\N{CIRCLE WITH LEFT HALF BLACK}", "#5b3a00"),
 }
 
 

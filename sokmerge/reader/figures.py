@@ -85,7 +85,8 @@ def show_figure(
     ...     caption="A barrier of height $1$.",
     ...     alt="A line rises from 0 to 1 and falls back to 0.",
     ...     data={"alpha": [0.0, 0.5, 1.0], "loss": [0.0, 1.0, 0.0]},
-    ... )  # doctest: +SKIP
+    ... )
+    Figure a-barrier: A line rises from 0 to 1 and falls back to 0.
     """
     if not hasattr(fig, "savefig"):
         raise ArgumentError("fig", found=type(fig).__name__, expected="a matplotlib Figure")
@@ -103,10 +104,7 @@ def show_figure(
     base = find_root() if mode == "show" else root()
     if mode == "verify":
         _verify(made, base)
-    draft = pictures.draft_svg(fig, made.id, made.alt)
-    origin = _origin(made, draft, base)
-    if mode == "write":
-        _write(made, fig, draft, origin, base)
+    origin = _write(made, fig, base) if mode == "write" else _origin(made, base)
     picture = pictures.png(fig, made.id, _brief(origin))
     if plt := _pyplot():
         plt.close(fig)  # the notebook would show it a second time
@@ -167,27 +165,23 @@ def _pyplot() -> Any:
     return sys.modules.get("matplotlib.pyplot")
 
 
-def _origin(made: _Made, draft: str, base: Path | None) -> dict[str, Any]:
-    """Return the full provenance: that of the published figure if the content is the same.
+def _origin(made: _Made, base: Path | None) -> dict[str, Any]:
+    """Return the full provenance."""
+    described = made.record() | {"inputs": inputs.recorded(), "licence": pictures.LICENCE}
+    return described | provenance.circumstances(base)
+
+
+def _published(path: Path, content: str) -> dict[str, Any] | None:
+    """Return the provenance at ``path`` if it is that of the same content.
 
     So a figure is written again only if something in it has changed, and the commit, code and
     versions in it are those that first made this content.
     """
-    content = made.record() | {"inputs": inputs.recorded()}
-    content["content"] = pictures.digest(
-        json.dumps(content, sort_keys=True), draft, made.table.csv()
-    )
-    if base is None:
-        return content | provenance.circumstances(None) | {"licence": pictures.LICENCE}
-    published = base / PUBLIC / made.id / f"{made.id}.json"
     try:
-        before = json.loads(published.read_text(encoding="utf-8"))
+        before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        before = {}
-    if before.get("content") == content["content"]:
-        return before
-    cited = {"licence": pictures.LICENCE, "citation": book(base).citation(made.id)}
-    return content | provenance.circumstances(base) | cited
+        return None
+    return before if before.get("content") == content else None
 
 
 def _brief(origin: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,9 +192,8 @@ def _brief(origin: Mapping[str, Any]) -> dict[str, Any]:
     return brief | {"inputs": {"files": len(read), "sha256": provenance.combined(read)}}
 
 
-def _write(
-    made: _Made, fig: Figure, draft: str, origin: Mapping[str, Any], base: Path
-) -> None:
+def _write(made: _Made, fig: Figure, base: Path) -> dict[str, Any]:
+    """Write the files of a figure and return its provenance."""
     folder = Path(os.environ.get(STAGE) or base / PUBLIC) / made.id
     if STAGE in os.environ and folder.exists():
         raise ArgumentError(
@@ -208,6 +201,12 @@ def _write(
             found=f"{made.id!r}, a second time in this chapter",
             expected="an id that no other figure has",
         )
+    draft = pictures.draft_svg(fig, made.id, made.alt)
+    described = json.dumps([made.record(), inputs.recorded()], sort_keys=True)
+    content = pictures.digest(described, draft, made.table.csv())
+    origin = _published(base / PUBLIC / made.id / f"{made.id}.json", content)
+    cited = {"content": content, "citation": book(base).citation(made.id)}
+    origin = origin or _origin(made, base) | cited
     brief = _brief(origin)
     contents: dict[str, bytes] = {
         f"{made.id}.svg": pictures.svg(draft, brief).encode(),
@@ -220,6 +219,7 @@ def _write(
     files = {name: sha256(folder / name) for name in contents}
     text = json.dumps({**origin, "files": files}, ensure_ascii=False, indent=2, sort_keys=True)
     write_atomically(folder / f"{made.id}.json", text + "\n")
+    return origin
 
 
 def _verify(made: _Made, base: Path) -> None:

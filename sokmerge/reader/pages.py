@@ -109,13 +109,13 @@ def _table(claims: Iterable[Mapping[str, Any]]) -> str:
     lines = [
         "````{list-table}",
         ":header-rows: 1",
-        ":widths: 30 30 28 12",
+        ":widths: 14 30 28 28",
         ":class: claims-ledger",
         "",
-        "* - Claim",
-        "  - Reported and predicted",
+        "* - Verdict",
+        "  - Claim",
         "  - Measured here",
-        "  - Verdict",
+        "  - Reported and predicted",
     ]
     for claim in claims:
         icon = MARKS[claim["verdict"]][0]
@@ -126,11 +126,11 @@ def _table(claims: Iterable[Mapping[str, Any]]) -> str:
             for test in claim["tests"]
         ]
         cells = [
+            f"{icon} {claim['verdict']}",
             f"{_escape(claim['statement'])}\n\n{{cite:t}}`{claim['source']}`. {link}",
+            "\n\n".join(measured),
             f"Reported: {_escape(claim['reported'])}\n\n"
             f"Predicted: {_escape(claim['prediction'])}",
-            "\n\n".join(measured),
-            f"{icon} {claim['verdict']}",
         ]
         for mark, cell in zip(("* -", "  -", "  -", "  -"), cells, strict=True):
             lines.append(f"{mark} {cell}".replace("\n", "\n    ").replace("    \n", "\n"))

@@ -13,24 +13,24 @@ Source: Okabe & Ito (2008), Color universal design; its yellow is left out, as i
 a line on white.
 """
 
-WIDTH = 7.0
+WIDTH = 6.5
 """Width of a figure in inches: the column of the page, so that fonts keep their size in print."""
 
 STYLE: dict[str, Any] = {
-    "figure.figsize": (WIDTH, 3.4),
+    "figure.figsize": (WIDTH, 3.3),
     "figure.dpi": 110,
     "figure.constrained_layout.use": True,
     # A white card also on a dark page: the data's colours were chosen against white.
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "axes.facecolor": "white",
-    # On a phone the figure is shown at half its size, and 11 points are then still read.
-    "font.size": 11,
+    # On a phone the figure is shown at two thirds of its size, and these are then still read.
+    "font.size": 12,
     "axes.titlesize": 12,
-    "axes.labelsize": 11,
-    "legend.fontsize": 10,
-    "xtick.labelsize": 10,
-    "ytick.labelsize": 10,
+    "axes.labelsize": 12,
+    "legend.fontsize": 11,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
     "axes.spines.top": False,
     "axes.spines.right": False,
