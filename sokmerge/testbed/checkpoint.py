@@ -21,11 +21,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sokmerge.errors import FileError
+from sokmerge.errors import FileError, UnknownNameError
 from sokmerge.files import sha256, write_atomically
 from sokmerge.inputs import record
 from sokmerge.testbed import models
-from sokmerge.testbed.recipes import Recipe
+from sokmerge.testbed.recipes import Recipe, named
 from sokmerge.testbed.training import Score, Trained
 
 __all__ = ["MANIFEST", "Entry", "lock", "manifest", "read", "write"]
@@ -117,15 +117,14 @@ def read(folder: Path, recipe: Recipe) -> dict[str, Tensor]:
             recipe's network. Nothing is trained instead.
     """
     path = Path(folder) / recipe.file_name
-    retrain = f"Run `sokmerge zoo retrain {recipe.name}`"
-    restore = f"Restore it from the repository, or: {retrain[0].lower()}{retrain[1:]}."
+    restore = f"Restore the file from where it came, or make it again: {_how_to_make(recipe)}."
     entry = manifest(folder).get(path.name)
     if not path.is_file() or entry is None:
         raise FileError(
             str(path),
             found="no such file" if not path.is_file() else f"no entry in {MANIFEST}",
             expected=f"the checkpoint of recipe {recipe.name}",
-            do=f"{retrain}.",
+            do=f"Make it: {_how_to_make(recipe)}.",
         )
     digest = sha256(path)
     if digest != entry.sha256:
@@ -187,6 +186,14 @@ def _list(folder: Path, name: str, entry: Entry) -> None:
         listed = dict(sorted((manifest(folder) | {name: entry}).items()))
         text = json.dumps({name: asdict(each) for name, each in listed.items()}, indent=1)
         write_atomically(folder / MANIFEST, text + "\n")
+
+
+def _how_to_make(recipe: Recipe) -> str:
+    try:
+        known = recipe in named(recipe.name)
+    except UnknownNameError:
+        known = False
+    return f"sokmerge zoo retrain {recipe.name}" if known else "zoo.retrain([recipe])"
 
 
 def _require_network(

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal
@@ -94,9 +94,8 @@ class Recipe:
     @cached_property
     def canonical(self) -> str:
         """The recipe as JSON in one fixed form: sorted keys, no spaces, family left out."""
-        described = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
-        del described["family"]
-        described["procedure"] = PROCEDURE
+        described = _plain(self) | {"procedure": PROCEDURE}
+        del described["kind"], described["family"]
         return json.dumps(described, sort_keys=True, separators=(",", ":"))
 
     @cached_property
@@ -112,11 +111,10 @@ class Recipe:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
-        return {"kind": type(value).__name__} | {
-            key: _plain(inner) for key, inner in asdict(value).items()
-        }
+        inner = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {"kind": type(value).__name__} | inner
     if isinstance(value, tuple):
-        return [_plain(inner) for inner in value]
+        return [_plain(each) for each in value]
     return value
 
 
@@ -134,8 +132,9 @@ def _of(arch: Architecture, lr: float = 1e-3) -> Callable[[str, int], Recipe]:
 #: regularisation, 20 epochs. Two numbers were chosen, on networks of seed 7000, which are not in
 #: the zoo, and by the accuracy of test and the loss of training alone; no merge was looked at.
 #: Epochs: of 10, 20 and 40 the first from which doubling gains less than half a point of
-#: accuracy, on average over the widths of the MLP. Rate: 1e-3, at which the plain CNN is still
-#: far from converged; it has the best of 1e-3, 3e-3 and 1e-2, which is the last.
+#: accuracy, on average over MLPs of widths 16, 32, 128 and 512 (10 to 20 gains 0.8 points, 20
+#: to 40 gains 0.2). Rate: 1e-3, at which the plain CNN is still far from converged; it has the
+#: best of 1e-3, 3e-3 and 1e-2, which is the last.
 FAMILIES: dict[str, Callable[[str, int], Recipe]] = {
     **{f"mlp-width-{width}": _of(MLP(width)) for width in (16, 32, 64, 128, 256, 512)},
     "cnn": _of(PlainCNN(), lr=1e-2),

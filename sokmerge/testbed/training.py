@@ -62,13 +62,13 @@ def train(
         ArgumentError: training has diverged, to a loss or weight that is not finite.
     """
     inputs, targets = (tensor.to(device) for tensor in inputs_of(recipe, "train"))
-    module = models.build(recipe.arch, seed=recipe.seed).to(device)
     if inputs.shape[1] != recipe.arch.in_channels:
         raise ArgumentError(
             "recipe.arch.in_channels",
             found=str(recipe.arch.in_channels),
             expected=f"{inputs.shape[1]}, the channels of the recipe's images",
         )
+    module = models.build(recipe.arch, seed=recipe.seed).to(device)
     with _one_thread():
         _optimise(module, inputs, targets, recipe, each_epoch)
         module.load_state_dict(round_to_half(module.state_dict()))

@@ -96,9 +96,11 @@ def test_a_checkpoint_comes_back_as_it_was_trained(tiny, cache):
         assert torch.equal(tensor, trained.state[name])
 
 
-def test_a_missing_checkpoint_says_how_to_make_it(tiny, cache):
-    with pytest.raises(FileError, match=r"found no such file.*`sokmerge zoo retrain tiny-s0`"):
-        zoo.load(tiny())
+def test_a_missing_checkpoint_says_how_to_make_it(cache, tiny_family, tiny):
+    with pytest.raises(FileError, match=r"found no such file.*: sokmerge zoo retrain tiny-s0\."):
+        zoo.load(tiny_family[0])
+    with pytest.raises(FileError, match=r"found no such file.*: zoo\.retrain\(\[recipe\]\)\."):
+        zoo.load(tiny("of-my-own"))
     assert not cache.exists()
 
 
