@@ -74,7 +74,8 @@ def _wanted(project: dict) -> list[Requirement]:
 
 def test_every_range_has_a_lower_bound_and_holds_the_pinned_version(project, pins):
     for requirement in _wanted(project):
-        assert any(part.operator in (">=", "==", "~=") for part in requirement.specifier), requirement
+        bounds = {part.operator for part in requirement.specifier}
+        assert bounds & {">=", "==", "~="}, requirement
         pinned = pins[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(pinned), f"{requirement} against {pinned}"
 
