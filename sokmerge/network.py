@@ -7,6 +7,8 @@ here: read once, never changed.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ from sokmerge.errors import ArgumentError
 from sokmerge.params import Params, require_finite, require_matching
 
 __all__ = ["Network"]
+
+Result = TypeVar("Result")
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm  # the common base of BatchNorm1d, 2d and 3d
 
@@ -59,7 +63,15 @@ class Network:
 
     def __call__(self, state: Params, inputs: Tensor) -> Tensor:
         """Return the outputs at a state: parameters and, where there are any, buffers."""
-        return functional_call(self.skeleton, dict(state), (inputs,))
+        return self.at(state, lambda function: function(inputs))
+
+    def at(self, state: Params, work: Callable[[nn.Module], Result]) -> Result:
+        """Return what ``work`` makes of the function at a state.
+
+        For many batches at one state this is faster than a call for each: the tensors are put in
+        their places once.
+        """
+        return _at(self.skeleton, state, work)
 
     @property
     def keeps_statistics(self) -> bool:
@@ -97,8 +109,24 @@ class Network:
         fresh = {name: params.get(name, buffer).clone() for name, buffer in self.buffers.items()}
         state = {**params, **fresh}
         with torch.inference_mode():
-            functional_call(self._estimator, state, (inputs,))
+            _at(self._estimator, state, lambda function: function(inputs))
         return state
+
+
+class _Worker(nn.Module):
+    """Calls a function of the module it holds, so that ``functional_call`` spans that function."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, work: Callable[[nn.Module], Result]) -> Result:
+        return work(self.module)
+
+
+def _at(skeleton: nn.Module, state: Params, work: Callable[[nn.Module], Result]) -> Result:
+    named = {f"module.{name}": tensor for name, tensor in state.items()}
+    return functional_call(_Worker(skeleton), named, (work,))
 
 
 def _estimator(module: nn.Module) -> nn.Module | None:

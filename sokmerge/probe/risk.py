@@ -145,21 +145,18 @@ class EmpiricalRisk:
         point = {name: _laid_out(tensor) for name, tensor in params.items()}
         state = self._network.state(point, self._calibration)
         losses, errors = [], []
-        for x, y in zip(
-            self._inputs.split(self.chunk), self._targets.split(self.chunk), strict=True
-        ):
-            outputs = self._network(state, x)
-            losses.append(self._loss(outputs, y, reduction="none"))
-            if _is_classification(outputs, y):
-                errors.append((outputs.argmax(1) != y).to(outputs.dtype))
+
+        def evaluate(function: nn.Module) -> None:
+            chunks = self._inputs.split(self.chunk), self._targets.split(self.chunk)
+            for x, y in zip(*chunks, strict=True):
+                outputs = function(x)
+                losses.append(self._loss(outputs, y, reduction="none"))
+                _require_one_each(losses[-1], len(x))
+                if _is_classification(outputs, y):
+                    errors.append((outputs.argmax(1) != y).to(outputs.dtype))
+
+        self._network.at(state, evaluate)
         every = torch.cat(losses)
-        if every.shape != (self.n,):
-            raise ArgumentError(
-                "loss",
-                found=f"values of shape {tuple(every.shape)} for {self.n} examples",
-                expected=f"one value for each example, shape ({self.n},)",
-                do="Average over the other dimensions inside the loss.",
-            )
         return every, torch.cat(errors) if errors else torch.full_like(every, math.nan)
 
     def _to_calibrate(self, given: Tensor | None) -> Tensor | None:
@@ -217,6 +214,16 @@ def require_finite_loss(losses: Tensor, name: str) -> None:
         do="The parameters are finite, so the network overflows there: stay closer to the "
         "trained points, or compute in a wider dtype.",
     )
+
+
+def _require_one_each(losses: Tensor, examples: int) -> None:
+    if losses.shape != (examples,):
+        raise ArgumentError(
+            "loss",
+            found=f"values of shape {tuple(losses.shape)} for {examples} examples",
+            expected=f"one value for each example, shape ({examples},)",
+            do='Heed reduction="none", and average over other dimensions inside the loss.',
+        )
 
 
 def _is_classification(outputs: Tensor, targets: Tensor) -> bool:
