@@ -17,8 +17,9 @@ PORT     ?= 8000
 JOBS     ?= 2
 PYTEST   := $(BIN)/python -m pytest
 PARALLEL := -n $(JOBS) --dist loadscope
-NOTEBOOKS := $(wildcard notebooks/*/*.ipynb)
-NBVAL    := $(PYTEST) --nbval --no-header -p no:cacheprovider $(PARALLEL)
+NOTEBOOKS := $(sort $(wildcard notebooks/*/*.ipynb))
+# The kernel is this environment's Python, whatever kernels a home folder names.
+NBVAL    := $(PYTEST) --nbval --nbval-current-env --no-header -p no:cacheprovider $(PARALLEL)
 UNIT     := $(PYTEST) --no-header $(PARALLEL) -m "not site"
 
 # The first Python that is 3.11 or newer. PYTHON=/path/to/python chooses another.
@@ -42,7 +43,7 @@ endef
 # Stages follow one another, also under `make -j`.
 .NOTPARALLEL:
 
-.PHONY: help install book execute site serve test unit nbval nbval-default nbval-avx2 \
+.PHONY: help install book execute site serve test unit check nbval nbval-default nbval-avx2 \
 	test-site quick lint bench clean
 
 help: ## list the targets
@@ -75,13 +76,16 @@ serve: book ## build the book and serve it on 127.0.0.1 (PORT=8000)
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(SITE) $(PORT)
 
 test: $(STAMP) ## the whole proof: unit tests, every notebook, guards, the built pages
-	@$(MAKE) --no-print-directory lint unit nbval site test-site
+	@$(MAKE) --no-print-directory lint unit check nbval test-site
 
 lint: $(STAMP) ## ruff
 	$(call stage,lint,$(BIN)/ruff check --quiet .)
 
-unit: $(STAMP) ## unit tests, doctests and guards
+unit: $(STAMP) ## unit tests and doctests
 	$(call stage,unit tests,$(UNIT))
+
+check: $(STAMP) ## the guards of the chapters: fresh, counted, compared, their data those published
+	$(call stage,guards,$(BIN)/sokmerge chapters check)
 
 nbval: $(STAMP) ## re-run every notebook, compare every output
 	$(call stage,notebooks,$(NBVAL) $(NOTEBOOKS))
