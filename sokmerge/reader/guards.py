@@ -31,9 +31,7 @@ MOST_LINES = 12
 _NEVER_COMPARED = {"image/png", "image/jpeg", "application/vnd.jupyter.widget-view+json"}
 _IGNORED = {"nbval-ignore-output", "nbval-skip"}
 _IGNORED_COMMENTS = ("# NBVAL_IGNORE_OUTPUT", "# NBVAL_SKIP")
-_FRACTION = re.compile(
-    r"(?<![\w.])(\d+\.\d+|\d+(?=[eE][-+]?\d))(?:[eE][-+]?\d+)?(?!\w|\.\d)"
-)
+_FRACTION = re.compile(r"(?<![\w.])(\d+\.\d+|\d+(?=[eE][-+]?\d))(?:[eE][-+]?\d+)?(?!\w|\.\d)")
 
 
 def counts(chapter: Chapter) -> Iterator[str]:

@@ -129,8 +129,7 @@ def _table(claims: Iterable[Mapping[str, Any]]) -> str:
             f"{icon} {claim['verdict']}",
             f"{_escape(claim['statement'])}\n\n{{cite:t}}`{claim['source']}`. {link}",
             "\n\n".join(measured),
-            f"Reported: {_escape(claim['reported'])}\n\n"
-            f"Predicted: {_escape(claim['prediction'])}",
+            f"Reported: {_escape(claim['reported'])}\n\nPredicted: {_escape(claim['prediction'])}",
         ]
         for mark, cell in zip(("* -", "  -", "  -", "  -"), cells, strict=True):
             lines.append(f"{mark} {cell}".replace("\n", "\n    ").replace("    \n", "\n"))

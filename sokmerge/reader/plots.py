@@ -12,7 +12,7 @@ from sokmerge.reader.estimates import Estimate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["contours", "curve", "places", "replicates"]
+__all__ = ["contours", "curve", "places", "replicates", "rise"]
 
 _NORMAL_95 = 1.96
 
@@ -139,3 +139,21 @@ def replicates(
             alpha=0.35,
             markersize=5,
         )
+
+
+def rise(ax: Axes, x: float, low: float, high: float, label: str) -> None:
+    """Mark the height from ``low`` to ``high`` at ``x`` by an arrow with two heads.
+
+    >>> import matplotlib.pyplot as plt
+    >>> _, ax = plt.subplots()
+    >>> rise(ax, 0.5, 0.2, 1.0, "barrier")
+    """
+    arrow = {"arrowstyle": "<->", "color": "black", "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", (x, high), xytext=(x, low), arrowprops=arrow)
+    ax.annotate(
+        label,
+        (x, (low + high) / 2),
+        xytext=(5, 0),
+        textcoords="offset points",
+        verticalalignment="center",
+    )

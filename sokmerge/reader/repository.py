@@ -65,9 +65,11 @@ def notebook(name: str, base: Path) -> Path:
     if len(hits) == 1:
         return known[hits[0]]
     short = {key.rsplit("/", 1)[-1]: key for key in known}
-    close = hits or difflib.get_close_matches(wanted, known, 3, 0.5) or [
-        short[key] for key in difflib.get_close_matches(wanted, short, 3, 0.5)
-    ]
+    close = (
+        hits
+        or difflib.get_close_matches(wanted, known, 3, 0.5)
+        or [short[key] for key in difflib.get_close_matches(wanted, short, 3, 0.5)]
+    )
     raise UnknownNameError(
         "chapter",
         found=repr(name),

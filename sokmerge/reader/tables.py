@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 from sokmerge.errors import ArgumentError
 
-__all__ = ["Table", "difference"]
+__all__ = ["Table", "difference", "stacked"]
 
 DIGITS = 6
 
@@ -60,6 +62,44 @@ class Table:
         stream = io.StringIO()
         csv.writer(stream, lineterminator="\n").writerows([self.columns, *self.rows])
         return stream.getvalue()
+
+
+def stacked(**parts: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Put the data of several parts of a figure below one another.
+
+    The first column, ``part``, names the part. A part has the columns of its own arrays, which
+    are broadcast to one shape and read row by row, so that positions of shape (A, 1) and (B,)
+    go with the values on their grid, shape (A, B). Where a part lacks a column, the cell is empty.
+
+    Raises:
+        ArgumentError: the arrays of a part cannot be broadcast to one shape.
+
+    >>> surface = {"x": np.array([[0], [1]]), "y": np.array([5, 6]), "loss": np.eye(2)}
+    >>> print(Table.of(stacked(plane=surface, line={"x": [0, 1], "loss": [2, 3]})).csv(), end="")
+    part,x,y,loss
+    plane,0,5,1
+    plane,0,6,0
+    plane,1,5,0
+    plane,1,6,1
+    line,0,,2
+    line,1,,3
+    """
+    names = ["part", *dict.fromkeys(name for columns in parts.values() for name in columns)]
+    out: dict[str, list[Any]] = {name: [] for name in names}
+    for part, columns in parts.items():
+        arrays = [np.asarray(values) for values in columns.values()]
+        try:
+            flat = [array.ravel().tolist() for array in np.broadcast_arrays(*arrays)]
+        except ValueError as error:
+            shapes = {name: array.shape for name, array in zip(columns, arrays, strict=True)}
+            raise ArgumentError(
+                part, found=f"shapes {shapes}", expected="arrays that broadcast to one shape"
+            ) from error
+        rows = max(map(len, flat), default=0)
+        given = {"part": [part] * rows, **dict(zip(columns, flat, strict=True))}
+        for name in names:
+            out[name] += given.get(name, [""] * rows)
+    return out
 
 
 def difference(old: Table, new: Table, *, rtol: float, atol: float) -> str | None:
