@@ -2,7 +2,7 @@
 
 Nothing in here knows a network. A notebook needs these names:
 
->>> from sokmerge.reader import Claim, Estimate, glue, show_claim, show_figure, style
+>>> from sokmerge.reader import Claim, Estimate, glue, show_claim, show_figure, stacked, style
 """
 
 from sokmerge.reader.claims import Claim, show_claim
@@ -10,5 +10,6 @@ from sokmerge.reader.estimates import Estimate
 from sokmerge.reader.figures import show_figure
 from sokmerge.reader.gluing import glue
 from sokmerge.reader.styling import style
+from sokmerge.reader.tables import stacked
 
-__all__ = ["Claim", "Estimate", "glue", "show_claim", "show_figure", "style"]
+__all__ = ["Claim", "Estimate", "glue", "show_claim", "show_figure", "stacked", "style"]
