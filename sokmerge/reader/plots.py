@@ -12,9 +12,10 @@ from sokmerge.reader.estimates import Estimate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["contours", "curve", "places", "replicates", "rise"]
+__all__ = ["contours", "curve", "curves", "places", "replicates", "rise"]
 
 _NORMAL_95 = 1.96
+_DASHES = ("-", "--", "-.", ":")  # so that curves are told apart without colour as well
 
 
 def contours(
@@ -25,6 +26,7 @@ def contours(
     *,
     label: str,
     levels: Sequence[float],
+    **axes: Any,
 ) -> None:
     """Draw filled contours, each level with a colour of its own, and their colour bar.
 
@@ -35,6 +37,7 @@ def contours(
         values: the value at ``(x[i], y[j])``, shape (A, B).
         label: what the values are, with their unit.
         levels: ascending; values beyond them keep the outermost colours.
+        **axes: passed to ``ax.set``, such as ``xlabel`` and ``aspect``.
 
     >>> import matplotlib.pyplot as plt
     >>> _, ax = plt.subplots()
@@ -60,6 +63,7 @@ def contours(
     colours.ax.minorticks_off()
     ax.contour(x, y, np.asarray(values).T, levels=levels, colors="white", linewidths=0.4)
     ax.grid(False)
+    ax.set(**axes)
 
 
 def places(ax: Axes, named: Mapping[str, Sequence[float]], *, path: Sequence[str] = ()) -> None:
@@ -102,6 +106,27 @@ def curve(
     (drawn,) = ax.plot(x, y, label=label, **style)
     half = _NORMAL_95 * stderr
     ax.fill_between(x, y - half, y + half, color=drawn.get_color(), alpha=0.2, linewidth=0)
+
+
+def curves(ax: Axes, x: np.ndarray, named: Mapping[str, Any], **axes: Any) -> None:
+    """Draw curves over the same positions, each with a dash pattern of its own, and their legend.
+
+    Args:
+        ax: where to draw.
+        x: positions, shape (A,).
+        named: what stands in the legend to the values, shape (A,), or to a pair of values and
+            standard errors, which are drawn as in :func:`curve`.
+        **axes: passed to ``ax.set``, such as ``xlabel`` and ``yscale``.
+
+    >>> import matplotlib.pyplot as plt
+    >>> _, ax = plt.subplots()
+    >>> curves(ax, np.arange(3), {"train": [1, 2, 3], "test": ([2, 3, 4], [0.1, 0.1, 0.1])})
+    """
+    for index, (label, values) in enumerate(named.items()):
+        y, stderr = values if isinstance(values, tuple) else (values, np.zeros(len(x)))
+        curve(ax, x, y, stderr, label, linestyle=_DASHES[index % len(_DASHES)])
+    ax.set(**axes)
+    ax.legend()
 
 
 def replicates(
