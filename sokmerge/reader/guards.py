@@ -20,7 +20,7 @@ from sokmerge.reader.chapters import Chapter, chapters, code_cells, displays
 from sokmerge.reader.citations import keys_of
 from sokmerge.reader.digits import MOST_DIGITS
 from sokmerge.reader.freshness import stale
-from sokmerge.reader.repository import PUBLIC
+from sokmerge.reader.repository import PUBLIC, toc
 
 __all__ = ["GUARDS", "check", "check_book"]
 
@@ -171,11 +171,11 @@ def check_book(base: Path) -> list[str]:
     folder = base / PUBLIC
     left = {path.name for path in folder.glob("*/")} - ids
     told += [f"{PUBLIC / name} belongs to no chapter" for name in sorted(left)]
-    toc = (base / "_toc.yml").read_text(encoding="utf-8")
+    listed = toc(base)
     return told + [
         f"notebooks/{chapter.name} is not in _toc.yml"
         for chapter in found
-        if not re.search(rf"notebooks/{re.escape(chapter.name)}(\.ipynb)?\s*$", toc, re.MULTILINE)
+        if chapter.name not in listed
     ]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 
 from sokmerge.errors import FileError, UnknownNameError
 
-__all__ = ["PUBLIC", "find_root", "root", "notebooks", "notebook", "name_of"]
+__all__ = ["PUBLIC", "find_root", "root", "notebooks", "notebook", "name_of", "toc"]
 
 PUBLIC = Path("book", "public", "figures")
 """Folder of the figures' files, relative to the root; the site serves it as ``figures/``."""
@@ -40,12 +41,21 @@ def root(start: Path | None = None) -> Path:
 
 
 def notebooks(base: Path) -> list[Path]:
-    """Return the notebooks of the book that lies at ``base``, in the order of their paths."""
-    return sorted(
+    """Return the notebooks of the book at ``base`` as ``_toc.yml`` orders them, others last."""
+    found = sorted(
         path
         for path in (base / "notebooks").rglob("*.ipynb")
         if not any(part.startswith((".", "_")) for part in path.relative_to(base).parts)
     )
+    order = toc(base)
+    return sorted(found, key=lambda path: order.get(name_of(path, base), len(order)))
+
+
+def toc(base: Path) -> dict[str, int]:
+    """Return the names of the chapters that ``_toc.yml`` lists, each with its place."""
+    text = (base / "_toc.yml").read_text(encoding="utf-8")
+    names = re.findall(r"\bnotebooks/([\w./-]+?)(?:\.ipynb)?\s*$", text, flags=re.MULTILINE)
+    return {name: place for place, name in enumerate(names)}
 
 
 def name_of(path: Path, base: Path) -> str:

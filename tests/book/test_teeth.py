@@ -1,0 +1,181 @@
+"""The proof has teeth: what is broken on purpose fails.
+
+A small chapter is executed as every chapter is, then harmed in one place. Re-running it, its
+figures' verification or its guards must notice.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from sokmerge.reader import execution, guards
+from sokmerge.reader.chapters import Chapter, chapter, chapters, code_cells
+from sokmerge.reader.freshness import stale
+
+ROOT = Path(__file__).resolve().parents[2]
+CHAPTERS = chapters(ROOT)
+
+CODE = [
+    "from matplotlib.figure import Figure\nfrom sokmerge.reader import *",
+    "x = [n / 8 for n in range(9)]\ny = [t * (1 - t) for t in x]\nprint(f'highest {max(y):.2f}')",
+    "glue('highest', max(y))",
+    "fig = Figure(figsize=(2, 1))\nfig.subplots().plot(x, y)\n"
+    "show_figure(fig, id='arc', caption='An arc.', alt='It rises and falls.',"
+    " data={'x': x, 'y': y})",
+    "arc = Estimate.of([0.24, 0.25, 0.26, 0.25, 0.25], label='height')\n"
+    "show_claim(Claim(id='arcs-are-high', statement='Arcs are high.', source='doe2020arc',"
+    " reported='1', prediction='above 0', tests=[arc > 0]))",
+    "round(y[2], 4)",
+]
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of a book of one chapter, executed."""
+    base = tmp_path_factory.mktemp("teeth") / "book"
+    (base / "notebooks" / "part").mkdir(parents=True)
+    (base / "book").mkdir()
+    (base / "_toc.yml").write_text("chapters:\n- file: notebooks/part/arc\n")
+    (base / "_config.yml").write_text("title: T\n")
+    (base / "book" / "references.bib").write_text("@misc{doe2020arc, title={Arcs}}\n")
+    shutil.copy(ROOT / "notebooks" / "conftest.py", base / "notebooks")
+    cells = [nbformat.v4.new_code_cell(source) for source in CODE]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), base / "notebooks/part/arc.ipynb")
+    assert execution.execute(chapters(base)) == []
+    return base
+
+
+def rerun(base: Path) -> dict[str, bool]:
+    """Re-run all notebooks by strict nbval: ``notebook::cell`` to whether it passed."""
+    environment = {key: value for key, value in os.environ.items() if "PYTEST" not in key}
+    environment.pop("SOKMERGE_FIGURES", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-rA", "notebooks"]
+        + ["-p", "no:cacheprovider", "-p", "no:xdist", "--color=no", f"--rootdir={base}"],
+        cwd=base,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    lines = re.findall(r"^(PASSED|FAILED) notebooks/(\S+::Cell \d+)", done.stdout, re.MULTILINE)
+    assert lines, done.stdout + done.stderr
+    return {name: word == "PASSED" for word, name in lines}
+
+
+def print_another_number(cells: list) -> None:
+    cells[1].outputs[0].text = cells[1].outputs[0].text.replace("0.25", "0.26")
+
+
+def quote_another_number(cells: list) -> None:
+    cells[2].outputs[0].data["application/papermill.record/text/plain"] = "'0.26'"
+
+
+def turn_a_verdict(cells: list) -> None:
+    data = cells[4].outputs[0].data
+    data["text/html"] = data["text/html"].replace("Claim supported", "Claim not supported")
+
+
+def turn_a_record(cells: list) -> None:
+    mime = "application/vnd.sokmerge.claim+json"
+    cells[4].outputs[0].data[mime]["verdict"] = "not supported"
+
+
+def return_another_number(cells: list) -> None:
+    cells[5].outputs[0].data["text/plain"] = "0.1876"
+
+
+def describe_otherwise(cells: list) -> None:
+    mime = "application/vnd.sokmerge.figure+json"
+    cells[3].outputs[0].data[mime]["caption"] = "Another."
+
+
+HARMS: dict[Callable[[list], None], int] = {
+    print_another_number: 1,
+    quote_another_number: 2,
+    turn_a_verdict: 4,
+    turn_a_record: 4,
+    return_another_number: 5,
+    describe_otherwise: 3,
+}
+
+
+@pytest.mark.slow
+def test_an_altered_output_fails_the_cell_that_made_it(executed: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(executed, tmp_path / "book"))
+    arc = chapter("arc", base)
+    for harm in HARMS:
+        content = copy.deepcopy(arc.content)
+        harm(code_cells(content))
+        Chapter(arc.path.with_name(f"{harm.__name__}.ipynb"), base, content).write()
+    passed = rerun(base)
+    assert len(passed) == len(CODE) * (1 + len(HARMS))
+    failed = {name for name, well in passed.items() if not well}
+    assert failed == {f"part/{harm.__name__}.ipynb::Cell {n}" for harm, n in HARMS.items()}
+
+
+@pytest.mark.slow
+def test_an_altered_csv_value_fails_the_figure(executed: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(executed, tmp_path / "book"))
+    table = base / "book/public/figures/arc/arc.csv"
+    before = table.read_text()
+    table.write_text(before.replace("0.1875", "0.1885", 1))
+    assert table.read_text() != before
+    assert [name for name, well in rerun(base).items() if not well] == ["part/arc.ipynb::Cell 3"]
+    assert any("CSV of figure arc" in reason for reason in stale(chapter("arc", base)))
+
+
+@pytest.mark.slow
+def test_a_cell_that_was_never_run_passes_nbval_and_not_the_guard(
+    executed: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(executed, tmp_path / "book"))
+    arc = chapter("arc", base)
+    cell = code_cells(arc.content)[1]
+    cell.execution_count, cell.outputs = None, []
+    arc.write()
+    assert all(rerun(base).values())
+    assert "code cell 2 has the execution count None" in guards.check(arc)
+
+
+@pytest.mark.parametrize("real", CHAPTERS, ids=lambda chapter: chapter.name)
+class TestRealChapters:
+    """The same harm done to copies of the chapters of this book."""
+
+    def harmed(self, real: Chapter) -> Chapter:
+        return Chapter(real.path, real.base, copy.deepcopy(real.content))
+
+    def test_a_null_count_is_noticed(self, real: Chapter) -> None:
+        for number in range(len(code_cells(real.content))):
+            made = self.harmed(real)
+            code_cells(made.content)[number].execution_count = None
+            assert list(guards.counts(made)) and list(guards.fresh(made))
+
+    def test_any_altered_output_is_noticed(self, real: Chapter) -> None:
+        for number, cell in enumerate(code_cells(real.content)):
+            if cell.outputs:
+                made = self.harmed(real)
+                del code_cells(made.content)[number].outputs[0]
+                assert "its outputs are not those of its last execution" in stale(made)
+
+    def test_one_altered_value_of_any_csv_is_noticed(self, real: Chapter, tmp_path: Path) -> None:
+        shutil.copytree(ROOT / "book" / "public", tmp_path / "book" / "public")
+        made = Chapter(real.path, tmp_path, real.content)
+        assert stale(made) == stale(real)
+        for figure in real.figures:
+            name = figure.record["id"]
+            table = tmp_path / "book" / "public" / "figures" / name / f"{name}.csv"
+            head, row, rest = table.read_text().split("\n", 2)
+            altered = re.sub(r"\d(?=\D*$)", lambda digit: str(9 - int(digit[0])), row)
+            table.write_text("\n".join([head, altered, rest]))
+            told = f"the CSV of figure {name} was not made by its last execution"
+            assert told in stale(made)
