@@ -179,3 +179,40 @@ class TestRealChapters:
             table.write_text("\n".join([head, altered, rest]))
             told = f"the CSV of figure {name} was not made by its last execution"
             assert told in stale(made)
+
+
+FLIPS = {
+    "none": ("weight_matching.py", "", ""),
+    "of the similarity": ("weight_matching.py", "assign(similarity)", "assign(-similarity)"),
+    "of the objective": ("matching.py", "maximize=True", "maximize=False"),
+    "of the improvement": ("weight_matching.py", "more - less >", "less - more >"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flip", FLIPS)
+def test_a_flipped_sign_in_the_matching_does_not_recover_a_planted_permutation(
+    flip: str, tmp_path: Path
+) -> None:
+    large = shutil.ignore_patterns("*.safetensors", "*.npz", "__pycache__")
+    shutil.copytree(ROOT / "sokmerge", tmp_path / "sokmerge", ignore=large)
+    shutil.copytree(ROOT / "tests" / "merge", tmp_path / "tests" / "merge", ignore=large)
+    for path in ("tests/conftest.py", "pyproject.toml"):
+        shutil.copy(ROOT / path, tmp_path / path)
+    name, right, wrong = FLIPS[flip]
+    path = tmp_path / "sokmerge" / "merge" / "alignment" / name
+    assert right in path.read_text()
+    path.write_text(path.read_text().replace(right, wrong, 1) if right else path.read_text())
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-k", "weight_matching or planted"]
+        + ["-p", "no:cacheprovider", "-p", "no:xdist", "--color=no"]
+        + ["sokmerge/merge/alignment/weight_matching.py", "tests/merge/alignment"],
+        cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if "PYTEST" not in key},
+        capture_output=True,
+        text=True,
+    )
+    if flip == "none":
+        assert done.returncode == 0, done.stdout
+    else:
+        assert done.returncode == 1 and " failed" in done.stdout, done.stdout
