@@ -2,7 +2,7 @@
 
 from sokmerge.merge.aggregation import average
 from sokmerge.merge.alignment import Matching, activation_matching, weight_matching
-from sokmerge.merge.declaration import Declaration, declaration, methods
+from sokmerge.merge.taxonomy import Declaration, declaration, methods
 
 __all__ = [
     "Declaration",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from sokmerge.errors import ArgumentError
-from sokmerge.merge.declaration import method
+from sokmerge.merge.taxonomy import method
 from sokmerge.params import Params, combine, require_finite, require_matching
 
 __all__ = ["average"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sokmerge.errors import ArgumentError
 from sokmerge.merge.alignment.matching import Matching, assign
-from sokmerge.merge.declaration import method
+from sokmerge.merge.taxonomy import method
 from sokmerge.network import Network
 from sokmerge.params import Params, host, wide
 from sokmerge.symmetry import PermutationGroup, Site

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sokmerge.merge.alignment.matching import Matching, assign
-from sokmerge.merge.declaration import method
+from sokmerge.merge.taxonomy import method
 from sokmerge.params import Params, host, inner, require_finite, require_matching, wide
 from sokmerge.symmetry import Axis, Block, Permutation, PermutationGroup
 

@@ -51,9 +51,10 @@ def method(
     """Declare a function as a method of the taxonomy; the function itself is left as it is.
 
     Raises:
-        ArgumentError: the branch or a need is unknown, or the name is declared already.
+        ArgumentError: the branch, a need or the result is unknown, or the name is declared already.
     """
-    for name, value, known in [("branch", branch, Branch), *(("needs", n, Need) for n in needs)]:
+    words = [("branch", branch, Branch), ("returns", returns, Returns)]
+    for name, value, known in [*words, *(("needs", need, Need) for need in needs)]:
         if value not in get_args(known):
             raise ArgumentError(name, found=repr(value), expected=f"one of {get_args(known)}")
 
