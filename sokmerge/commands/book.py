@@ -21,6 +21,7 @@ Names = Annotated[
     list[str] | None,
     typer.Argument(help="Chapters, such as landscape/modes-and-barriers; all by default."),
 ]
+Ids = Annotated[list[str] | None, typer.Argument(help="Only these; all by default.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -94,9 +95,9 @@ def pages() -> None:
         typer.echo(path)
 
 
-def claims(as_json: AsJson = False) -> None:
-    """Print every claim of the book with its computed verdict."""
-    found = listing.claims(chapters(root()))
+def claims(ids: Ids = None, as_json: AsJson = False) -> None:
+    """Print the claims of the book with their computed verdicts."""
+    found = listing.select("claim", listing.claims(chapters(root())), ids or ())
     if as_json:
         _print_json(found)
         return
@@ -109,9 +110,9 @@ def claims(as_json: AsJson = False) -> None:
     typer.echo(f"{len(found)} claims" + (f": {counted}" if counted else ""))
 
 
-def figures(as_json: AsJson = False) -> None:
-    """Print every figure of the book with its address."""
-    found = listing.figures(chapters(root()))
+def figures(ids: Ids = None, as_json: AsJson = False) -> None:
+    """Print the figures of the book with their addresses."""
+    found = listing.select("figure", listing.figures(chapters(root())), ids or ())
     if as_json:
         _print_json(found)
         return

@@ -35,6 +35,9 @@ __all__ = ["Failed", "execute"]
 TIMEOUT = 600
 """Seconds that one cell may take."""
 
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Environment variables that keep a process to one thread."""
+
 _KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 _FACTS = "__import__('sokmerge.reader.provenance', fromlist=['facts']).facts()"
 
@@ -121,12 +124,13 @@ async def _run(
         content, km=manager, timeout=TIMEOUT, record_timing=False, coalesce_streams=True
     )
     environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
+        **dict.fromkeys(THREADS, "1"),
         "MPLBACKEND": "agg",  # a drawing is shown by show_figure, or not at all
         figures.MODE: "write",
         figures.STAGE: str(stage),
     }
-    with _naming_the_cell(path) as at, open(stage / "process.log", "w") as log:
+    words = stage / "process.log"
+    with _naming_the_cell(path, words) as at, open(words, "w") as log:
         # What a cell writes to stderr comes back as its output; what is left is the process's own.
         await client.async_start_new_kernel(
             cwd=str(path.parent), env=environment, stdout=log, stderr=log
@@ -164,8 +168,11 @@ class _ThisInterpreter(KernelSpecManager):
 
 
 @contextmanager
-def _naming_the_cell(path: Path) -> Iterator[dict[str, int]]:
-    """Turn what goes wrong in a process into an error that names notebook and cell."""
+def _naming_the_cell(path: Path, words: Path) -> Iterator[dict[str, int]]:
+    """Turn what goes wrong in a process into an error that names notebook and cell.
+
+    Of a process that died the trace is what it wrote last, to ``words``.
+    """
     at = {"cell": 0}
     try:
         yield at
@@ -181,7 +188,7 @@ def _naming_the_cell(path: Path) -> Iterator[dict[str, int]]:
             expected="a cell that runs",
             do="The notebook and its figures are as they were before.",
         )
-        failed.trace = getattr(error, "traceback", "")
+        failed.trace = getattr(error, "traceback", "") or words.read_text(errors="replace")
         raise failed from error
 
 

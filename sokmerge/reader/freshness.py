@@ -60,8 +60,8 @@ def stale(chapter: Chapter) -> list[str]:
         return ["it was never executed by `sokmerge chapters execute`"]
     return [
         *_cells(chapter.content, stamped),
-        *_files("module", stamped["modules"], _module_file),
-        *_files("input", stamped["inputs"], _input_file),
+        *_files("module", stamped.get("modules", {}), _module_file),
+        *_files("input", stamped.get("inputs", {}), _input_file),
         *_figures(chapter),
     ]
 
@@ -72,9 +72,9 @@ def _hash(content: Any) -> str:
 
 
 def _cells(content: NotebookNode, stamped: Mapping[str, Any]) -> Iterable[str]:
-    if hash_of_cells(content) != stamped["cells"]:
+    if hash_of_cells(content) != stamped.get("cells"):
         yield "its code cells have changed"
-    elif hash_of_outputs(content) != stamped["outputs"]:
+    elif hash_of_outputs(content) != stamped.get("outputs"):
         yield "its outputs are not those of its last execution"
 
 
@@ -111,6 +111,11 @@ def _figures(chapter: Chapter) -> Iterable[str]:
             continue
         if sha256(table) != figure.output.metadata.get(KEY, {}).get("csv"):
             yield f"the CSV of figure {name} was not made by its last execution"
-        for file, digest in json.loads(told.read_text(encoding="utf-8"))["files"].items():
+        try:
+            files = json.loads(told.read_text(encoding="utf-8"))["files"]
+        except (ValueError, KeyError):
+            yield f"the JSON of figure {name} cannot be read"
+            continue
+        for file, digest in files.items():
             if not (folder / file).is_file() or sha256(folder / file) != digest:
                 yield f"{file} is not the file that the JSON of figure {name} vouches for"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from typing import Any
 
+from sokmerge.errors import UnknownNameError
 from sokmerge.reader.chapters import Chapter
 from sokmerge.reader.citations import book
 from sokmerge.reader.pictures import LICENCE
 
-__all__ = ["claims", "figures"]
+__all__ = ["claims", "figures", "select"]
 
 
 def claims(chapters: Iterable[Chapter]) -> list[dict[str, Any]]:
@@ -59,3 +61,26 @@ def figures(chapters: Iterable[Chapter]) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def select(kind: str, items: list[dict[str, Any]], ids: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the items of these ids, all of them if there are none.
+
+    Raises:
+        UnknownNameError: no item has that id; close matches are named.
+
+    >>> select("figure", [{"id": "a"}, {"id": "b"}], ["b"])
+    [{'id': 'b'}]
+    """
+    by_id = {item["id"]: item for item in items}
+    ids = list(ids)
+    for wanted in ids:
+        if wanted not in by_id:
+            close = difflib.get_close_matches(wanted, by_id, 3, 0.5) or list(by_id)
+            raise UnknownNameError(
+                f"{kind} id",
+                found=repr(wanted),
+                expected=f"one of {', '.join(close) or 'those of the chapters (there are none)'}",
+                do=f"`sokmerge {kind}s` names them all.",
+            )
+    return [by_id[wanted] for wanted in ids] if ids else items

@@ -95,11 +95,11 @@ def png(fig: Figure, title: str, provenance: Mapping[str, Any]) -> bytes:
 
 
 def provenance_of_png(content: bytes) -> dict[str, Any]:
-    """Read back the provenance that :func:`png` put into a picture."""
+    """Read back the provenance that :func:`png` put into a picture; empty if there is none."""
     from PIL import Image
 
     with Image.open(io.BytesIO(content)) as picture:
-        return json.loads(picture.text["Provenance"])
+        return json.loads(picture.text.get("Provenance", "{}"))
 
 
 def digest(*parts: str) -> str:

@@ -54,8 +54,8 @@ class Table:
     @classmethod
     def read(cls, text: str) -> Table:
         """Read back what :meth:`csv` wrote."""
-        header, *rows = csv.reader(io.StringIO(text))
-        return cls(tuple(header), tuple(map(tuple, rows)))
+        lines = [tuple(line) for line in csv.reader(io.StringIO(text))]
+        return cls(lines[0] if lines else (), tuple(lines[1:]))
 
     def csv(self) -> str:
         """Write the table as CSV, the same bytes for the same content on every machine."""
@@ -117,6 +117,8 @@ def difference(old: Table, new: Table, *, rtol: float, atol: float) -> str | Non
     if len(old.rows) != len(new.rows):
         return f"{len(old.rows)} rows there, {len(new.rows)} now"
     for number, (before, now) in enumerate(zip(old.rows, new.rows, strict=True), start=1):
+        if len(before) != len(now):
+            return f"row {number}: {len(before)} cells there, {len(now)} now"
         for column, x, y in zip(old.columns, before, now, strict=True):
             if not _agree(x, y, rtol, atol):
                 return f"row {number}, column {column!r}: {x} there, {y} now"

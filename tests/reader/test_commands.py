@@ -43,6 +43,14 @@ def test_claims_and_figures_as_tables(executed_book, call):
     assert "loss-line  part/demo" in call("figures").stdout
 
 
+def test_unknown_ids_are_told_with_what_is_close(executed_book, call):
+    assert len(json.loads(call("figures", "loss-line", "--json").stdout)) == 1
+    told = call("figures", "los-line")
+    assert told.exit_code == 1
+    assert "figure id: found 'los-line'; expected one of loss-line." in told.stderr
+    assert "claim id: found 'x'; expected one of line-has-a-barrier" in call("claims", "x").stderr
+
+
 def test_a_book_without_chapters_has_nothing_to_tell(small_book, call):
     chapter("demo").path.unlink()
     assert json.loads(call("claims", "--json").stdout) == []

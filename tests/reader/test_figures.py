@@ -240,6 +240,19 @@ def test_style_is_told_apart_without_colour_vision_and_fits_a_notebook(small_boo
     assert len(shown[0][0]["image/png"]) < 60_000
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("", r"columns \[\] there"), ("x\n1\n2,3\n", "row 2: 2 cells there, 1 now")],
+)
+def test_a_csv_that_was_mangled_is_told(text, told):
+    assert re.search(
+        told,
+        figures.difference(
+            figures.Table.read(text), figures.Table.of({"x": [1, 2]}), rtol=0, atol=0
+        ),
+    )
+
+
 def test_tables_read_back_what_they_wrote():
     table = figures.Table.of({"name": ["a, b", 'c "d"'], "x": [1e-9, 123456789.0], "n": [1, 2]})
     assert figures.Table.read(table.csv()) == table

@@ -84,6 +84,8 @@ def test_files_of_a_figure_are_those_of_the_run(made, executed_book):
     assert freshness.stale(made) == [
         "loss-line.svg is not the file that the JSON of figure loss-line vouches for"
     ]
+    told.write_text("{")
+    assert freshness.stale(made) == ["the JSON of figure loss-line cannot be read"]
     assert json.loads(kept)["files"].keys() == {f"loss-line.{s}" for s in ("svg", "pdf", "csv")}
 
 
