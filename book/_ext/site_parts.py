@@ -6,6 +6,7 @@ which holds every TeX package, and the fonts; only these are copied.
 
 from __future__ import annotations
 
+import re
 import shutil
 from importlib.metadata import distribution
 from pathlib import Path, PurePosixPath
@@ -53,19 +54,24 @@ def _source(script: Any) -> str:
     return f"{getattr(script, 'filename', script)} {attributes.get('body', '')}".lower()
 
 
-def listed_references(
+def repaired(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object
 ) -> None:
-    """Give the entries of the bibliography the role that their list asks for."""
+    """Mend what extensions write into the body and a screen reader stumbles over.
+
+    The entries of the bibliography get the role that their list asks for, and the boxes of
+    exercises, solutions and definitions lose an id that is the same in each of them.
+    """
     body = context.get("body", "")
     if 'class="citation-list"' in body:
-        context["body"] = body.replace('role="doc-biblioentry"', 'role="listitem"')
+        body = body.replace('role="doc-biblioentry"', 'role="listitem"')
+    context["body"] = re.sub(r'<section id="(\w+-content)">', r'<section class="\1">', body)
 
 
 def setup(app: Sphinx) -> dict[str, object]:
     """Connect the parts."""
     app.connect("config-inited", one_address)
     app.connect("html-page-context", without_thebe, priority=900)
-    app.connect("html-page-context", listed_references)
+    app.connect("html-page-context", repaired)
     app.connect("build-finished", copy_mathjax)
     return {"version": "2", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,3 +1,11 @@
+/* The arrow that unfolds a part in the contents says which part it unfolds. */
+document.addEventListener("DOMContentLoaded", () => {
+  for (const summary of document.querySelectorAll("nav.bd-links summary")) {
+    const part = summary.closest("li")?.querySelector("a")?.textContent.trim();
+    summary.setAttribute("aria-label", `Chapters of ${part ?? "this part"}`);
+  }
+});
+
 /* What scrolls in its own box can be reached and scrolled by keyboard. */
 (() => {
   const boxes = "article :is(div.math mjx-container, .cell_output div, .cell_output pre, .pst-scrollable-table-container)";

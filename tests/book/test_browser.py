@@ -254,7 +254,7 @@ def test_figures_lie_on_white_in_the_dark(watched, address, document):
     with watched(color_scheme="dark") as seen:
         page = seen.open(f"{address}{document}.html")
         looks = page.evaluate(
-            """() => [...document.querySelectorAll('article figure img')].map(i => {
+            """() => [...document.querySelectorAll('article img')].map(i => {
                 const style = getComputedStyle(i);
                 return [style.backgroundColor, style.filter];
             })"""
