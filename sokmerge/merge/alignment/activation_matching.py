@@ -49,7 +49,8 @@ def activation_matching(
     correlation 0 with all others.
 
     The activations are taken where they are read: at the input of the next layer, behind the
-    nonlinearity. BatchNorm statistics are those of each network on ``inputs``.
+    nonlinearity. BatchNorm statistics are those of each network on ``inputs``. Units that no
+    input switches on look alike, and are matched with one another in no particular order.
 
     Args:
         module: the network's architecture, in evaluation mode; its own parameters are not used,

@@ -8,7 +8,7 @@ import math
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 
 from sokmerge.errors import ArgumentError
 from sokmerge.merge import average
@@ -42,6 +42,7 @@ def test_in_half_precision_it_is_the_copy_exactly(dtype, seed, number):
 
 
 @given(seed=seeds)
+@settings(max_examples=20)
 def test_the_order_does_not_matter_up_to_rounding(seed):
     models, weights = [_model(seed + i) for i in range(4)], [1.0, 2.0, 0.5, 3.0]
     first = average(models, weights=weights)
