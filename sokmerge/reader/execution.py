@@ -19,7 +19,7 @@ import ipykernel.kernelspec
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbformat import NotebookNode
 from tqdm import tqdm
 
@@ -131,26 +131,27 @@ async def _run(
     }
     words = stage / "process.log"
     with _naming_the_cell(path, words) as at, open(words, "w") as log:
-        # What a cell writes to stderr comes back as its output; what is left is the process's own.
-        await client.async_start_new_kernel(
-            cwd=str(path.parent), env=environment, stdout=log, stderr=log
-        )
-        await client.async_start_new_kernel_client()
-        client.reset_execution_trackers()
         try:
+            # What a cell writes to stderr is its output; what goes to the log is the process's own.
+            await client.async_start_new_kernel(
+                cwd=str(path.parent), env=environment, stdout=log, stderr=log
+            )
+            await client.async_start_new_kernel_client()
+            client.reset_execution_trackers()
             count = 0
             for index, cell in enumerate(content.cells):
                 if cell.cell_type == "code":
-                    count += 1
-                    at["cell"] = count
+                    at["cell"] = count = count + 1
                     await client.async_execute_cell(cell, index, execution_count=count)
                     tick()
             reply = await client.kc.execute_interactive(
                 "", silent=True, user_expressions={"facts": _FACTS}, output_hook=lambda _: None
             )
         finally:
-            client.kc.stop_channels()
-            await manager.shutdown_kernel(now=True)
+            if client.kc is not None:
+                client.kc.stop_channels()
+            if manager.has_kernel:
+                await manager.shutdown_kernel(now=True)
     told = reply["content"]["user_expressions"]["facts"]
     if told["status"] != "ok":
         raise FileError(
@@ -176,14 +177,14 @@ def _naming_the_cell(path: Path, words: Path) -> Iterator[dict[str, int]]:
     at = {"cell": 0}
     try:
         yield at
-    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+    except (CellExecutionError, CellTimeoutError, RuntimeError) as error:  # died, or not begun
         found = (
             f"{error.ename}: {error.evalue}"
             if isinstance(error, CellExecutionError)
             else str(error).strip().splitlines()[0]
         )
         failed = Failed(
-            f"{path}, code cell {at['cell']}",
+            f"{path}, code cell {at['cell']}" if at["cell"] else str(path),
             found=found,
             expected="a cell that runs",
             do="The notebook and its figures are as they were before.",
