@@ -21,8 +21,8 @@ __all__ = ["LICENCE", "draft_svg", "svg", "pdf", "png", "provenance_of_png"]
 LICENCE = "CC BY 4.0, https://creativecommons.org/licenses/by/4.0/"
 
 _PLACE = "provenance-of-this-figure"
-_DPI = 150
-_COLOURS = 256
+_DPI = 120
+_COLOURS = 128
 
 
 def draft_svg(fig: Figure, title: str, alt: str) -> str:
@@ -77,7 +77,7 @@ def pdf(fig: Figure, title: str, caption: str, provenance: Mapping[str, Any]) ->
 
 
 def png(fig: Figure, title: str, provenance: Mapping[str, Any]) -> bytes:
-    """Draw a PNG of 256 colours: sharp on a screen of high density, small in a notebook."""
+    """Draw a PNG of few colours, small enough for a notebook that holds half a dozen of them."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 

@@ -169,6 +169,8 @@ def replicates(
 def rise(ax: Axes, x: float, low: float, high: float, label: str) -> None:
     """Mark the height from ``low`` to ``high`` at ``x`` by an arrow with two heads.
 
+    The label stands beside its foot, where a hump leaves it room.
+
     >>> import matplotlib.pyplot as plt
     >>> _, ax = plt.subplots()
     >>> rise(ax, 0.5, 0.2, 1.0, "barrier")
@@ -177,7 +179,7 @@ def rise(ax: Axes, x: float, low: float, high: float, label: str) -> None:
     ax.annotate("", (x, high), xytext=(x, low), arrowprops=arrow)
     ax.annotate(
         label,
-        (x, (low + high) / 2),
+        (x, low + (high - low) / 8),
         xytext=(5, 0),
         textcoords="offset points",
         verticalalignment="center",
