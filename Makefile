@@ -24,7 +24,7 @@ UNIT     := $(PYTEST) --no-header $(PARALLEL) -m "not site"
 
 # The first Python that is 3.11 or newer. PYTHON=/path/to/python chooses another.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
-	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 
 # One thread a process: the digits do not depend on the number of cores.
 export OMP_NUM_THREADS := 1
@@ -53,7 +53,7 @@ help: ## list the targets
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 with venv was found. Install one \
 	(Debian: apt-get install python3-venv), or name it: make PYTHON=/path/to/python" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[book,test]"
 	@touch $@
 

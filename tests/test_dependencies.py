@@ -122,9 +122,7 @@ def test_what_is_installed_here_is_what_is_pinned(pins):
     absent = _not_installed(pins)
     installed = {name: version(name) for name in pins if name not in absent}
     # A build for one device has a local version: 2.14.1+cpu is 2.14.1.
-    other = {
-        name: found for name, found in installed.items() if found.split("+")[0] != pins[name]
-    }
+    other = {name: found for name, found in installed.items() if found.split("+")[0] != pins[name]}
     assert not other, f"pinned otherwise: { {name: pins[name] for name in other} }"
 
 

@@ -234,7 +234,13 @@ def test_the_address_of_the_repository_stands_in_one_place(site, root):
     """Other files read it from `_config.yml`; notebooks, which cannot, repeat it exactly."""
     url = site.config["repository"]["url"]
     found = subprocess.run(
-        ["git", "grep", "--untracked", "-IoE", r"https://github\.com/[A-Za-z0-9_-]+/sokmerge[\w./-]*"],
+        [
+            "git",
+            "grep",
+            "--untracked",
+            "-IoE",
+            r"https://github\.com/[A-Za-z0-9_-]+/sokmerge[A-Za-z0-9_./-]*",
+        ],
         cwd=root,
         capture_output=True,
         text=True,
