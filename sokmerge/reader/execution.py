@@ -30,13 +30,18 @@ from sokmerge.reader.chapters import Chapter, chapters, code_cells, shown
 from sokmerge.reader.records import FIGURE
 from sokmerge.reader.repository import PUBLIC
 
-__all__ = ["Failed", "execute"]
+__all__ = ["ENVIRONMENT", "Failed", "execute"]
 
 TIMEOUT = 600
 """Seconds that one cell may take."""
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""Environment variables that keep a process to one thread."""
+ENVIRONMENT = {
+    # One thread, so that no digit depends on the number of cores.
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+    # A drawing is shown by show_figure, or not at all.
+    "MPLBACKEND": "agg",
+}
+"""Environment in which a chapter runs, here and under nbval."""
 
 _KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 _FACTS = "__import__('sokmerge.reader.provenance', fromlist=['facts']).facts()"
@@ -124,8 +129,7 @@ async def _run(
         content, km=manager, timeout=TIMEOUT, record_timing=False, coalesce_streams=True
     )
     environment = os.environ | {
-        **dict.fromkeys(THREADS, "1"),
-        "MPLBACKEND": "agg",  # a drawing is shown by show_figure, or not at all
+        **ENVIRONMENT,
         figures.MODE: "write",
         figures.STAGE: str(stage),
     }

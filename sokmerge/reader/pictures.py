@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["LICENCE", "draft_svg", "svg", "pdf", "png", "provenance_of_png"]
+__all__ = ["LICENCE", "draft_svg", "svg", "pdf", "png", "provenance_of_png", "digest"]
 
 LICENCE = "CC BY 4.0, https://creativecommons.org/licenses/by/4.0/"
 
