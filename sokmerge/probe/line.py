@@ -116,7 +116,7 @@ def line(
     losses, errors = _along(risk, a, b, positions)
     require_finite_loss(losses, "the line from a to b")
 
-    alpha = torch.tensor(positions, dtype=losses.dtype, device=losses.device)[:, None]
+    alpha = torch.tensor(positions, dtype=losses.dtype).to(losses.device)[:, None]
     # Written as differences, so that it is exactly 0 at the ends and between equal losses.
     excess_losses = (1 - alpha) * (losses - losses[:1]) + alpha * (losses - losses[-1:])
     excess_errors = errors - (errors[:1] + errors[-1:]) / 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,14 +67,13 @@ def weight_matching(
     require_matching(a=a, b=b)
     require_finite(a=a, b=b)
     group.require_fits(a, "a")
-    generator = torch.Generator().manual_seed(seed)
-    blocks = group.blocks
+    generator = np.random.default_rng(seed)
     permutation: dict[str, Tensor] = group.identity()
     passes, improved = 0, True
     while improved and passes < max_passes:
         passes, improved = passes + 1, False
-        for k in torch.randperm(len(blocks), generator=generator).tolist():
-            block = blocks[k]
+        for k in generator.permutation(len(group.blocks)):
+            block = group.blocks[k]
             similarity = _similarity(a, b, block, _others(permutation, block, group))
             candidate = assign(similarity)
             if _improves(similarity, candidate, permutation[block.name]):
