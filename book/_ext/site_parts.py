@@ -12,8 +12,12 @@ from importlib.metadata import distribution
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from docutils.nodes import Element
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
+from sphinx.util.nodes import make_refnode
 
 MATHJAX = PurePosixPath("sphinx-mathjax-offline/static/mathjax")
 WANTED = ("tex-chtml-full.js", "output/chtml/fonts/woff-v2/*.woff")
@@ -68,9 +72,48 @@ def repaired(
     context["body"] = re.sub(r'<section id="(\w+-content)">', r'<section class="\1">', body)
 
 
+def plain_property(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Keep the first line of a property's docstring a sentence.
+
+    Napoleon, which runs before, takes what stands before a colon in it for the type.
+    """
+    types = [line for line in lines if line.startswith(":type: ")]
+    if what == "property" and types:
+        lines.remove(types[0])
+        first = next(number for number, line in enumerate(lines) if line.strip())
+        lines[first] = f"{types[0].removeprefix(':type: ')}: {lines[first].strip()}"
+
+
+def anywhere_in_the_library(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, content: Element
+) -> Element | None:
+    """Find what a docstring names without its module, if the library has one thing of the name.
+
+    A docstring is shown where its function is offered, not where it is defined; the neighbours
+    that it names may be shown elsewhere.
+    """
+    target = node.get("reftarget", "")
+    if node.get("refdomain") != "py" or not target.isidentifier():
+        return None
+    found = {
+        name
+        for name, entry in env.domains["py"].objects.items()
+        if name.endswith(f".{target}") and not entry.aliased
+    }
+    if len(found) != 1:
+        return None
+    (name,) = found
+    entry = env.domains["py"].objects[name]
+    return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, content, name)
+
+
 def setup(app: Sphinx) -> dict[str, object]:
     """Connect the parts."""
     app.connect("config-inited", one_address)
+    app.connect("autodoc-process-docstring", plain_property, priority=900)
+    app.connect("missing-reference", anywhere_in_the_library)
     app.connect("html-page-context", without_thebe, priority=900)
     app.connect("html-page-context", repaired)
     app.connect("build-finished", copy_mathjax)
