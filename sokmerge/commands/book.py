@@ -38,7 +38,7 @@ def list_() -> None:
     for found in chapters(root()):
         seconds = found.content.metadata.get(freshness.KEY, {}).get("seconds")
         held = f"{len(found.figures)} figures, {len(found.claims)} claims"
-        took = "never executed" if seconds is None else f"{seconds:g} s"
+        took = "never executed" if seconds is None else f"{seconds:g} CPU s"
         reasons = freshness.stale(found) if seconds is not None else []
         typer.echo(f"{found.name}  {held}, {took}" + (", stale" if reasons else ""))
         for reason in reasons:
@@ -62,7 +62,7 @@ def execute(
             typer.echo(f"{found.name} is stale: {'; '.join(reasons[found.name][:3])}")
 
     def done(made: Chapter) -> None:
-        typer.echo(f"{made.name}  {made.content.metadata[freshness.KEY]['seconds']:g} s")
+        typer.echo(f"{made.name}  {made.content.metadata[freshness.KEY]['seconds']:g} CPU s")
 
     try:
         failed = execution.execute(selected, jobs=jobs, done=done)

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,13 +105,11 @@ async def _execute(chapter: Chapter, tick: Callable[[], object]) -> Chapter:
     for cell in code_cells(content):
         cell.outputs, cell.execution_count = [], None
     with tempfile.TemporaryDirectory(prefix="sokmerge-figures-") as stage:
-        began = time.perf_counter()
         facts = await _run(chapter.path, content, Path(stage), tick)
-        seconds = time.perf_counter() - began
         made = Chapter(chapter.path, chapter.base, content)
         _normalise(content)
         _number_figures(made)
-        content.metadata[freshness.KEY] = freshness.stamp(content, facts, seconds)
+        content.metadata[freshness.KEY] = freshness.stamp(content, facts)
         _keep_seconds(chapter.content, content)
         _publish(made, Path(stage))
     if content != chapter.content:

@@ -37,19 +37,18 @@ def hash_of_outputs(content: NotebookNode) -> str:
     return _hash([[cell.execution_count, cell.outputs] for cell in code_cells(content)])
 
 
-def stamp(content: NotebookNode, facts: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+def stamp(content: NotebookNode, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the stamp of a notebook just executed.
 
     Args:
         content: the notebook with its new outputs.
-        facts: ``modules``, ``inputs``, ``versions`` and ``device``, told by its process.
-        seconds: how long it took.
+        facts: ``modules``, ``inputs``, ``versions``, ``device`` and the CPU ``seconds`` that it
+            took, told by its process.
     """
     return {
         "cells": hash_of_cells(content),
         "outputs": hash_of_outputs(content),
-        "seconds": round(seconds, 1),
-        **{name: facts[name] for name in ("modules", "inputs", "versions", "device")},
+        **{name: facts[name] for name in ("modules", "inputs", "versions", "device", "seconds")},
     }
 
 

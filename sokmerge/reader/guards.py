@@ -19,7 +19,7 @@ from sokmerge.reader import pictures, records
 from sokmerge.reader.chapters import Chapter, chapters, code_cells, displays
 from sokmerge.reader.citations import keys_of
 from sokmerge.reader.digits import MOST_DIGITS
-from sokmerge.reader.freshness import stale
+from sokmerge.reader.freshness import KEY, stale
 from sokmerge.reader.repository import PUBLIC, toc
 
 __all__ = ["GUARDS", "check", "check_book"]
@@ -27,6 +27,7 @@ __all__ = ["GUARDS", "check", "check_book"]
 MOST_BYTES = 300_000
 CELLS = range(8, 15)
 MOST_LINES = 12
+MOST_SECONDS = 60
 
 _NEVER_COMPARED = {"image/png", "image/jpeg", "application/vnd.jupyter.widget-view+json"}
 _IGNORED = {"nbval-ignore-output", "nbval-skip"}
@@ -128,6 +129,13 @@ def glued(chapter: Chapter) -> Iterator[str]:
                     yield f"the text quotes {name!r}, which no cell glues"
 
 
+def quick(chapter: Chapter) -> Iterator[str]:
+    """It runs in under a minute on one core."""
+    seconds = chapter.content.metadata.get(KEY, {}).get("seconds", 0)
+    if seconds >= MOST_SECONDS:
+        yield f"it took {seconds:g} CPU seconds, {MOST_SECONDS} or more"
+
+
 def fresh(chapter: Chapter) -> Iterator[str]:
     """What is shown is what the code shows now."""
     yield from (f"stale: {reason}" for reason in stale(chapter))
@@ -142,6 +150,7 @@ GUARDS: tuple[Callable[[Chapter], Iterable[str]], ...] = (
     digits,
     figures,
     glued,
+    quick,
     fresh,
 )
 """All guards of a chapter."""

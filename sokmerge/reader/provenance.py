@@ -8,6 +8,7 @@ import json
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,10 @@ def circumstances(base: Path | None) -> dict[str, Any]:
 
 
 def facts() -> str:
-    """Return as JSON what this process has imported and read, and with what it computes.
+    """Return as JSON what this process has imported and read, with what, and how long it computed.
 
-    Whoever has executed a notebook asks its process for this.
+    Whoever has executed a notebook asks its process for this. The time is the processor's: the
+    clock on the wall also counts the neighbours.
     """
     return json.dumps(
         {
@@ -114,6 +116,7 @@ def facts() -> str:
             "inputs": inputs.recorded(),
             "versions": versions(),
             "device": device(),
+            "seconds": round(time.process_time(), 1),
         }
     )
 

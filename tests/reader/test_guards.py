@@ -132,6 +132,12 @@ def test_an_ignored_cell_may_print_what_differs(made):
     assert list(guards.digits(made)) == []
 
 
+def test_a_slow_chapter_is_told(made):
+    assert list(guards.quick(made)) == []
+    made.content.metadata.sokmerge.seconds = 60.0
+    assert list(guards.quick(made)) == ["it took 60 CPU seconds, 60 or more"]
+
+
 def test_a_stale_chapter_is_told(made):
     code_cells(made.content)[0].source += "\n"
     assert "stale: its code cells have changed" in guards.check(made)
