@@ -14,6 +14,7 @@ from torch.func import functional_call
 from sokmerge import params
 from sokmerge.errors import ArgumentError
 from sokmerge.merge import activation_matching
+from sokmerge.merge.alignment.activation_matching import _Moments
 from sokmerge.network import Network
 from sokmerge.probe import EmpiricalRisk, barrier
 from sokmerge.symmetry import Axis, Block, PermutationGroup, Site, chain
@@ -136,6 +137,19 @@ def test_a_unit_that_never_varies_is_correlated_with_nothing():
     # Units 2 of both are equal; all else is constant on one side or the other, or differs.
     assert int(found.permutation["0"][2]) == 2
     assert 1 <= found.similarity <= 2 and math.isfinite(found.similarity)
+
+
+@pytest.mark.parametrize("constant", [0.1, 1 / 3, 7.7, 1e-3, 123.456])
+def test_rounding_is_not_taken_for_variation(constant):
+    """The variance of a constant is not always 0 when it is computed from sums."""
+    sums = _Moments()
+    varying = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
+    for chunk in varying.split(77):
+        still = torch.full((len(chunk), 1), constant)
+        sums.add(torch.cat([chunk[:, :2], still], 1), torch.cat([still, chunk[:, 1:]], 1))
+    found = sums.correlation()
+    assert not bool(found[2].any()) and not bool(found[:, 0].any())
+    assert float(found[1, 1]) == pytest.approx(1, abs=1e-12)
 
 
 def test_correlation_ignores_how_active_a_unit_is():
