@@ -57,7 +57,7 @@ class Network:
                     do="Call module.eval() first: dropout would make the results random.",
                 )
         self.parameters = {n: p.detach().to(device) for n, p in module.named_parameters()}
-        self.buffers = {n: b.detach().to(device) for n, b in module.named_buffers()}
+        self.buffers = {n: b.detach().clone().to(device) for n, b in module.named_buffers()}
         self.skeleton = _without_values(module)
         self._estimator = _estimator(module)
 

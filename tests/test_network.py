@@ -129,8 +129,9 @@ def test_the_module_is_left_alone_and_later_changes_to_it_have_no_effect():
     assert all(torch.equal(t, before[k]) for k, t in module.state_dict().items())
     assert not any(m.training for m in module.modules())
     assert all(m.momentum == 0.1 for m in module.modules() if isinstance(m, nn.BatchNorm2d))
-    module.train()
+    module.train()(inputs)  # which moves its statistics
     module.block = nn.ModuleList()
+    assert all(not torch.equal(b, network.buffers[k]) for k, b in module.named_buffers())
     assert torch.equal(network(network.state(point, inputs), inputs), outputs)
 
 
