@@ -127,11 +127,18 @@ class _Quiet(SimpleHTTPRequestHandler):
         """Keep the log of the test clean."""
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A page that is left while it loads hangs up on the server; that is no fault of it."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @pytest.fixture(scope="module")
 def address(site) -> Iterator[str]:
     """The site, served on this machine only."""
     handler = functools.partial(_Quiet, directory=str(site.html))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with _Server(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
