@@ -13,8 +13,14 @@ __all__ = ["Branch", "Declaration", "Need", "declaration", "method", "methods"]
 Branch = Literal["ensembling", "weight aggregation", "neuron alignment"]
 """The three branches of the taxonomy, by core algorithmic principle."""
 
-Need = Literal["symmetry", "inputs"]
-"""What a method asks for beyond the parameters of the models."""
+Need = Literal["base", "statistics", "inputs", "data", "symmetry"]
+"""What a method asks for beyond the parameters of the models.
+
+``base``: the parameters from which the models were trained. ``statistics``: tensors that sum up,
+once for each model, what the method needs to know of data. ``inputs``: examples without labels.
+``data``: examples with labels, or a score that was made with them. ``symmetry``: what leaves the
+function of a network unchanged.
+"""
 
 Returns = Literal["params", "permutation"]
 
