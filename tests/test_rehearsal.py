@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import (
 
 import sokmerge
 from sokmerge import merge, params, probe, symmetry
+from sokmerge.merge import task_vectors
 from sokmerge.merge.alignment.matching import assign
 from sokmerge.network import Network
 from sokmerge.probe.risk import mean_and_stderr, require_finite_loss
@@ -101,6 +102,21 @@ def _averaging(stage):
     assert stage.require_there(merge.average([stage.a, stage.b, stage.c], weights=[1, 2, 3]))
 
 
+def _task_vectors(stage):
+    models, base = [stage.a, stage.b], stage.c
+    halves = [params.to(p, dtype=torch.bfloat16) for p in (*models, base)]
+    for made in (
+        merge.task_arithmetic(models, base=base, weights=[1, -1]),
+        merge.ties(models, base=base), merge.ties(models, base=base, scope="tensor"),
+        merge.ties(halves[:2], base=halves[2], weights=[1, 2]),
+        merge.dare(models, base=base, seed=0), merge.breadcrumbs(models, base=base),
+        merge.consensus(models, base=base), *task_vectors.task_vectors(models, base),
+        task_vectors.trim(base, 0.2), task_vectors.drop_and_rescale(base, 0.5, seed=0),
+        task_vectors.apply_mask(task_vectors.tall_mask(stage.a, base, stage.b), stage.b, base),
+    ):  # fmt: skip
+        assert stage.require_there(made)
+
+
 def _weight_matching(stage):
     found = merge.weight_matching(stage.a, stage.b, stage.group)
     assert found.passes == 1 and np.isnan(found.similarity)
@@ -151,8 +167,8 @@ def _plane(stage):
 
 
 ROUTINES = {f.__name__[1:]: f for f in (
-    _algebra, _permutations, _averaging, _weight_matching, _activation_matching, _risk,
-    _statistics, _line, _barrier, _plane)}  # fmt: skip
+    _algebra, _permutations, _averaging, _task_vectors, _weight_matching, _activation_matching,
+    _risk, _statistics, _line, _barrier, _plane)}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ROUTINES)
@@ -162,7 +178,8 @@ def test_it_runs_where_no_number_is_known(stage, name):
 
 def test_every_declared_method_is_rehearsed():
     assert {d.name for d in merge.methods()} == {
-        "average", "weight_matching", "activation_matching"
+        "average", "weight_matching", "activation_matching",
+        "task_arithmetic", "ties", "dare", "breadcrumbs", "consensus",
     }  # fmt: skip
 
 
