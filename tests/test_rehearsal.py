@@ -113,6 +113,7 @@ def _task_vectors(stage):
         merge.consensus(models, base=base), *task_vectors.task_vectors(models, base),
         task_vectors.trim(base, 0.2), task_vectors.drop_and_rescale(base, 0.5, seed=0),
         task_vectors.apply_mask(task_vectors.tall_mask(stage.a, base, stage.b), stage.b, base),
+        task_vectors.emr(models, base=base).task(1),
     ):  # fmt: skip
         assert stage.require_there(made)
 
