@@ -102,6 +102,34 @@ def _averaging(stage):
     assert stage.require_there(merge.average([stage.a, stage.b, stage.c], weights=[1, 2, 3]))
 
 
+def _aggregation(stage):
+    models = [stage.a, stage.b]
+    halves = [params.to(p, dtype=torch.bfloat16) for p in models]
+    for made in (
+        merge.slerp(models, alpha=0.3), merge.slerp(halves),
+        merge.model_stock(models, base=stage.c),
+        merge.greedy_soup(models, score=lambda point: stage.risk(point).accuracy),
+    ):  # fmt: skip
+        assert stage.require_there(made)
+
+
+def _fisher(stage):
+    models = [stage.a, stage.b]
+    fishers = models
+    # Going backward, autograd asks CUDA for its context, even if it is there in name only.
+    if stage.device.type == "meta" or torch.cuda.is_available():
+        fishers = [merge.fisher_diagonal(stage.module, m, stage.inputs, chunk=4) for m in models]
+        assert stage.require_there(fishers[0]) and fishers[0].keys() == stage.a.keys()
+    assert stage.require_there(merge.fisher(models, fishers=fishers, weights=[1, 2]))
+
+
+def _regmean(stage):
+    models = [stage.a, stage.b]
+    grams = [merge.gram_matrices(stage.module, m, stage.inputs, chunk=4) for m in models]
+    assert stage.require_there(grams[0]) and grams[0].keys() == {"6.weight", "8.weight"}
+    assert stage.require_there(merge.regmean(models, grams=grams, weights=[1, 2]))
+
+
 def _task_vectors(stage):
     models, base = [stage.a, stage.b], stage.c
     halves = [params.to(p, dtype=torch.bfloat16) for p in (*models, base)]
@@ -168,8 +196,9 @@ def _plane(stage):
 
 
 ROUTINES = {f.__name__[1:]: f for f in (
-    _algebra, _permutations, _averaging, _task_vectors, _weight_matching, _activation_matching,
-    _risk, _statistics, _line, _barrier, _plane)}  # fmt: skip
+    _algebra, _permutations, _averaging, _aggregation, _fisher, _regmean, _task_vectors,
+    _weight_matching, _activation_matching, _risk, _statistics, _line, _barrier,
+    _plane)}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ROUTINES)
@@ -180,6 +209,7 @@ def test_it_runs_where_no_number_is_known(stage, name):
 def test_every_declared_method_is_rehearsed():
     assert {d.name for d in merge.methods()} == {
         "average", "weight_matching", "activation_matching",
+        "slerp", "fisher", "regmean", "model_stock", "greedy_soup",
         "task_arithmetic", "ties", "dare", "breadcrumbs", "consensus",
     }  # fmt: skip
 

@@ -1,6 +1,15 @@
 """Merge networks: the branches of the taxonomy, one folder each."""
 
-from sokmerge.merge.aggregation import average
+from sokmerge.merge.aggregation import (
+    average,
+    fisher,
+    fisher_diagonal,
+    gram_matrices,
+    greedy_soup,
+    model_stock,
+    regmean,
+    slerp,
+)
 from sokmerge.merge.alignment import Matching, activation_matching, weight_matching
 from sokmerge.merge.task_vectors import breadcrumbs, consensus, dare, task_arithmetic, ties
 from sokmerge.merge.taxonomy import Declaration, declaration, methods
@@ -14,7 +23,14 @@ __all__ = [
     "consensus",
     "dare",
     "declaration",
+    "fisher",
+    "fisher_diagonal",
+    "gram_matrices",
+    "greedy_soup",
     "methods",
+    "model_stock",
+    "regmean",
+    "slerp",
     "task_arithmetic",
     "ties",
     "weight_matching",

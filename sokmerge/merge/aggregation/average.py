@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from sokmerge.errors import ArgumentError
+from sokmerge.merge.aggregation.operands import proportions, require_models
 from sokmerge.merge.taxonomy import method
-from sokmerge.params import Params, combine, require_finite, require_matching
+from sokmerge.params import Params, combine
 
 __all__ = ["average"]
 
@@ -36,18 +35,5 @@ def average(models: Sequence[Params], *, weights: Sequence[float] | None = None)
     >>> average([{"w": torch.zeros(1)}, {"w": torch.ones(1)}], weights=[1, 3])["w"]
     tensor([0.7500])
     """
-    if len(models) == 0:
-        raise ArgumentError("models", found="no models", expected="at least one")
-    named = {f"models[{i}]": model for i, model in enumerate(models)}
-    require_matching(**named)
-    require_finite(**named)
-    weights = [1.0] * len(models) if weights is None else [float(w) for w in weights]
-    usable = all(math.isfinite(w) and w >= 0 for w in weights) and any(weights)
-    if len(weights) != len(models) or not usable:
-        raise ArgumentError(
-            "weights",
-            found=f"{weights} for {len(models)} models",
-            expected="one finite, non-negative number for each model, not all zero",
-        )
-    total = math.fsum(weights)
-    return combine([w / total for w in weights], models)
+    require_models(models)
+    return combine(proportions(weights, models), models)

@@ -1,0 +1,63 @@
+"""Soups: averages whose ingredients are chosen by how the average performs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from sokmerge.errors import ArgumentError
+from sokmerge.merge.aggregation.average import average
+from sokmerge.merge.aggregation.operands import require_models
+from sokmerge.merge.taxonomy import method
+from sokmerge.params import Params, has_values
+
+__all__ = ["greedy_soup"]
+
+
+@method(branch="weight aggregation", paper="wortsman2022soups", needs=("data",))
+def greedy_soup(models: Sequence[Params], *, score: Callable[[Params], float]) -> Params:
+    r"""Return the average of those models that do not make the average worse.
+
+    The models are sorted by their score, the best first. Starting with the best one alone, each
+    is added to the ingredients if the average with it scores at least as well as the average
+    without it (Wortsman et al. 2022, Recipe 1). So the result scores at least as well as the best
+    model. For k models the score is asked for 2k - 1 times. The average of all models, the
+    uniform soup, is :func:`average`.
+
+    Models of equal score keep the order in which they are given, and only then can the order
+    matter.
+
+    Args:
+        models: parameters of networks of one architecture. Entries that are not floating point
+            are taken from the best.
+        score: what is to be high, for instance the accuracy on held-out data; not on the data on
+            which the result is judged.
+
+    Raises:
+        ArgumentError: no models, models that do not match or are not finite, or a score that is
+            NaN.
+
+    >>> import torch
+    >>> models = [{"w": torch.tensor([w])} for w in (0.0, 4.0, 1.0)]
+    >>> greedy_soup(models, score=lambda model: -abs(float(model["w"]) - 0.6))["w"]
+    tensor([0.5000])
+    """
+    require_models(models)
+
+    def scored(name: str, model: Params) -> float:
+        value = float(score(model))
+        if math.isnan(value) and all(has_values(t) for t in model.values()):
+            raise ArgumentError(
+                "score", found=f"NaN for {name}", expected="a number, higher where better"
+            )
+        return value
+
+    scores = [scored(f"models[{i}]", model) for i, model in enumerate(models)]
+    first, *others = sorted(range(len(models)), key=lambda i: -scores[i])
+    ingredients, soup, best = [models[first]], models[first], scores[first]
+    for i in others:
+        trial = average([*ingredients, models[i]])
+        value = scored(f"the soup with models[{i}]", trial)
+        if not value < best:  # an unknown score, in a rehearsal, is taken in
+            ingredients, soup, best = [*ingredients, models[i]], trial, value
+    return dict(soup)
