@@ -96,8 +96,9 @@ def regmean(
 
     needs no data but their Gram matrices (Jin et al. 2022). PyTorch keeps :math:`W^\top`, shape
     (out_features, in_features), and so does the result. The entries of :math:`G_i` off the
-    diagonal are multiplied by ``scale`` first, which holds the solution near the average, the
-    limit for equal Gram matrices. Everything else, biases too, is averaged.
+    diagonal are multiplied by ``scale`` first: few data make them unreliable. With 0, each input
+    feature is averaged on its own, weighted by its sum of squares. For equal Gram matrices the
+    result is the :func:`average`. Everything else, biases too, is averaged.
 
     Where the sum of the Gram matrices is singular (a pixel that is always black) the data leave
     the solution open. Then it is the one nearest to the average :math:`\bar W`, as what is solved

@@ -34,6 +34,8 @@ def slerp(models: Sequence[Params], *, alpha: float = 0.5) -> Params:
 
     Two tensors that point the same way or opposite ways (:math:`\sin\Omega<10^{-4}`) and a tensor
     that is zero span no arc: there the result is :math:`(1-\alpha)\,\theta_0+\alpha\,\theta_1`.
+    Tensors that are nearly opposite have an arc, but the formula is then sensitive: of unequal
+    norms it makes a result that is longer than both.
     ``alpha`` 0 and 1 give the ends exactly.
 
     Args:
