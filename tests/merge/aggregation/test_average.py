@@ -17,16 +17,9 @@ EPS = torch.finfo(torch.float32).eps
 seeds = st.integers(0, 2**31)
 
 
-def _model(seed, dtype=torch.float32, device="cpu"):
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {"w": (3, 4), "b": (3,)}
-    made = {k: torch.randn(s, generator=generator).to(device, dtype) for k, s in shapes.items()}
-    return {**made, "steps": torch.tensor(seed % 7, device=device)}
-
-
 @given(seed=seeds, number=st.integers(1, 8))
-def test_the_average_of_copies_is_the_copy(seed, number):
-    model = _model(seed)
+def test_the_average_of_copies_is_the_copy(draw_model, seed, number):
+    model = draw_model(seed)
     merged = average([model] * number)
     for key in model:
         torch.testing.assert_close(merged[key], model[key], rtol=4 * EPS, atol=0)
@@ -34,8 +27,8 @@ def test_the_average_of_copies_is_the_copy(seed, number):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @given(seed=seeds, number=st.integers(1, 8))
-def test_in_half_precision_it_is_the_copy_exactly(dtype, seed, number):
-    model = _model(seed, dtype)
+def test_in_half_precision_it_is_the_copy_exactly(draw_model, dtype, seed, number):
+    model = draw_model(seed, dtype)
     merged = average([model] * number)
     assert all(torch.equal(merged[k], model[k]) and merged[k].dtype == model[k].dtype
                for k in model)  # fmt: skip
@@ -43,8 +36,8 @@ def test_in_half_precision_it_is_the_copy_exactly(dtype, seed, number):
 
 @given(seed=seeds)
 @settings(max_examples=20)
-def test_the_order_does_not_matter_up_to_rounding(seed):
-    models, weights = [_model(seed + i) for i in range(4)], [1.0, 2.0, 0.5, 3.0]
+def test_the_order_does_not_matter_up_to_rounding(draw_model, seed):
+    models, weights = [draw_model(seed + i) for i in range(4)], [1.0, 2.0, 0.5, 3.0]
     first = average(models, weights=weights)
     for order in itertools.permutations(range(4)):
         other = average([models[i] for i in order], weights=[weights[i] for i in order])
@@ -53,8 +46,8 @@ def test_the_order_does_not_matter_up_to_rounding(seed):
 
 
 @given(seed=seeds, factor=st.floats(1e-3, 1e3))
-def test_only_the_proportions_of_weights_count(seed, factor):
-    models = [_model(seed), _model(seed + 1)]
+def test_only_the_proportions_of_weights_count(draw_model, seed, factor):
+    models = [draw_model(seed), draw_model(seed + 1)]
     for key in ("w", "b"):
         torch.testing.assert_close(
             average(models, weights=[1, 3])[key],
@@ -63,8 +56,8 @@ def test_only_the_proportions_of_weights_count(seed, factor):
         )  # fmt: skip
 
 
-def test_it_is_the_weighted_mean(device):
-    models = [_model(i, device=device) for i in range(3)]
+def test_it_is_the_weighted_mean(draw_model, device):
+    models = [draw_model(i, device=device) for i in range(3)]
     merged = average(models, weights=[1, 0, 3])
     for key in ("w", "b"):
         expected = (models[0][key].double().cpu() + 3 * models[2][key].double().cpu()) / 4
@@ -72,8 +65,8 @@ def test_it_is_the_weighted_mean(device):
     assert merged["steps"] is models[0]["steps"]
 
 
-def test_the_models_are_not_changed():
-    models = [_model(0), _model(1)]
+def test_the_models_are_not_changed(draw_model):
+    models = [draw_model(0), draw_model(1)]
     before = [{k: t.clone() for k, t in m.items()} for m in models]
     average(models)
     assert all(torch.equal(m[k], b[k]) for m, b in zip(models, before, strict=True) for k in m)
@@ -84,21 +77,23 @@ def test_the_models_are_not_changed():
     [[1], [1, 1, 1], [], [0, 0], [1, -1], [math.nan, 1], [math.inf, 1], [math.inf, -math.inf]],
     ids=str,
 )
-def test_unusable_weights_are_shown(weights):
+def test_unusable_weights_are_shown(draw_model, weights):
     with pytest.raises(ArgumentError, match="weights: found .* for 2 models; expected one finite"):
-        average([_model(0), _model(1)], weights=weights)
+        average([draw_model(0), draw_model(1)], weights=weights)
 
 
-def test_models_that_do_not_match_are_named_by_their_place():
+def test_models_that_do_not_match_are_named_by_their_place(draw_model):
     with pytest.raises(ArgumentError, match="models: found no models"):
         average([])
     with pytest.raises(ArgumentError, match=r"models\[1\]\['w'\]: found dtype torch.float16"):
-        average([_model(0), _model(1, torch.float16)])
+        average([draw_model(0), draw_model(1, torch.float16)])
     with pytest.raises(ArgumentError, match=r"models\[2\]: found keys missing \['b'\]"):
-        average([_model(0), _model(1), {k: t for k, t in _model(2).items() if k != "b"}])
+        average(
+            [draw_model(0), draw_model(1), {k: t for k, t in draw_model(2).items() if k != "b"}]
+        )
     with pytest.raises(ArgumentError, match=r"models\[1\]\['w'\]: found a tensor on meta"):
-        average([_model(0), _model(1, device="meta")])
-    broken = _model(1)
+        average([draw_model(0), draw_model(1, device="meta")])
+    broken = draw_model(1)
     broken["b"][2] = math.nan
     with pytest.raises(ArgumentError, match=r"models\[1\]\['b'\]: found 1 of 3 entries NaN"):
-        average([_model(0), broken])
+        average([draw_model(0), broken])

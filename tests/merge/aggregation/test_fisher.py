@@ -19,21 +19,14 @@ EPS = torch.finfo(torch.float32).eps
 seeds = st.integers(0, 2**31)
 
 
-def _model(seed, dtype=torch.float32, device="cpu"):
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {"w": (3, 4), "b": (3,)}
-    made = {k: torch.randn(s, generator=generator).to(device, dtype) for k, s in shapes.items()}
-    return {**made, "steps": torch.tensor(seed % 7, device=device)}
-
-
-def _precisions(seed):
-    return {k: t.abs() + 0.1 for k, t in _model(seed).items() if k != "steps"}
+def _precisions(model):
+    return {k: t.abs() + 0.1 for k, t in model.items() if k != "steps"}
 
 
 @given(seed=seeds, weight=st.floats(0.1, 10))
-def test_equal_precisions_give_the_average(seed, weight):
-    models, weights = [_model(seed + i) for i in range(3)], [1, weight, 2]
-    merged = fisher(models, fishers=[_precisions(seed)] * 3, weights=weights)
+def test_equal_precisions_give_the_average(draw_model, seed, weight):
+    models, weights = [draw_model(seed + i) for i in range(3)], [1, weight, 2]
+    merged = fisher(models, fishers=[_precisions(draw_model(seed))] * 3, weights=weights)
     for key, expected in average(models, weights=weights).items():
         torch.testing.assert_close(merged[key], expected, rtol=8 * EPS, atol=8 * EPS)
     assert merged["steps"] is models[0]["steps"]
@@ -42,16 +35,18 @@ def test_equal_precisions_give_the_average(seed, weight):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @given(seed=seeds, number=st.integers(1, 6))
 @settings(max_examples=25)
-def test_of_copies_it_is_the_copy(dtype, seed, number):
-    model = _model(seed, dtype)
-    merged = fisher([model] * number, fishers=[_precisions(seed + i) for i in range(number)])
+def test_of_copies_it_is_the_copy(draw_model, dtype, seed, number):
+    model = draw_model(seed, dtype)
+    merged = fisher(
+        [model] * number, fishers=[_precisions(draw_model(seed + i)) for i in range(number)]
+    )
     assert all(torch.equal(merged[k], model[k]) and merged[k].dtype == model[k].dtype
                for k in model)  # fmt: skip
 
 
-def test_the_product_of_gaussians_is_highest_there(device):
-    models = [_model(i, device=device) for i in range(3)]
-    fishers = [params.to(_precisions(i + 5), device) for i in range(3)]
+def test_the_product_of_gaussians_is_highest_there(draw_model, device):
+    models = [draw_model(i, device=device) for i in range(3)]
+    fishers = [params.to(_precisions(draw_model(i + 5)), device) for i in range(3)]
     merged, weights = fisher(models, fishers=fishers, weights=[1, 2, 3]), [1, 2, 3]
     for key in ("w", "b"):
         theta = merged[key].detach().requires_grad_()
@@ -65,10 +60,10 @@ def test_the_product_of_gaussians_is_highest_there(device):
 
 @given(seed=seeds)
 @settings(max_examples=25)
-def test_the_order_does_not_matter_up_to_rounding(seed):
+def test_the_order_does_not_matter_up_to_rounding(draw_model, seed):
     models, fishers = (
-        [_model(seed + i) for i in range(3)],
-        [_precisions(seed + i) for i in (5, 6, 7)],
+        [draw_model(seed + i) for i in range(3)],
+        [_precisions(draw_model(seed + i)) for i in (5, 6, 7)],
     )
     first = fisher(models, fishers=fishers)
     for order in itertools.permutations(range(3)):
@@ -149,8 +144,11 @@ def test_batchnorm_statistics_are_those_of_the_inputs_and_held_fixed():
         torch.testing.assert_close(found[key], expected, rtol=1e-3, atol=1e-6)
 
 
-def test_wrong_arguments_are_named():
-    models, fishers = [_model(0), _model(1)], [_precisions(0), _precisions(1)]
+def test_wrong_arguments_are_named(draw_model):
+    models, fishers = (
+        [draw_model(0), draw_model(1)],
+        [_precisions(draw_model(0)), _precisions(draw_model(1))],
+    )
     with pytest.raises(ArgumentError, match="fishers: found 1 statistics for 2 models"):
         fisher(models, fishers=fishers[:1])
     with pytest.raises(ArgumentError, match=r"fishers\[1\]: found keys missing \['b'\]"):

@@ -16,25 +16,18 @@ EPS = torch.finfo(torch.float32).eps
 seeds = st.integers(0, 2**31)
 
 
-def _model(seed, dtype=torch.float32, device="cpu"):
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {"w": (3, 4), "b": (3,)}
-    made = {k: torch.randn(s, generator=generator).to(device, dtype) for k, s in shapes.items()}
-    return {**made, "steps": torch.tensor(seed % 7, device=device)}
-
-
 @given(seed=seeds, number=st.integers(2, 6))
-def test_of_copies_it_is_the_copy(seed, number):
-    model = _model(seed)
-    merged = model_stock([model] * number, base=_model(seed + 1))
+def test_of_copies_it_is_the_copy(draw_model, seed, number):
+    model = draw_model(seed)
+    merged = model_stock([model] * number, base=draw_model(seed + 1))
     for key in ("w", "b"):
         torch.testing.assert_close(merged[key], model[key], rtol=4 * EPS, atol=4 * EPS)
     assert merged["steps"] is model["steps"]
 
 
 @given(seed=seeds, number=st.integers(2, 4))
-def test_the_ratio_is_that_of_the_mean_cosine_of_the_pairs(seed, number):
-    models, base = [_model(seed + i) for i in range(number)], _model(seed + 9)
+def test_the_ratio_is_that_of_the_mean_cosine_of_the_pairs(draw_model, seed, number):
+    models, base = [draw_model(seed + i) for i in range(number)], draw_model(seed + 9)
     # A common part makes the models agree.
     models = [{k: t + base[k] if k != "steps" else t for k, t in m.items()} for m in models]
     merged, mean = model_stock(models, base=base), average(models)
@@ -69,8 +62,8 @@ def test_where_the_models_do_not_agree_it_is_the_base(dtype, device):
 
 
 @given(seed=seeds)
-def test_the_order_does_not_matter_up_to_rounding(seed):
-    models, base = [_model(seed + i) for i in range(3)], _model(seed + 9)
+def test_the_order_does_not_matter_up_to_rounding(draw_model, seed):
+    models, base = [draw_model(seed + i) for i in range(3)], draw_model(seed + 9)
     first = model_stock(models, base=base)
     for order in itertools.permutations(models):
         for key in ("w", "b"):
@@ -78,8 +71,8 @@ def test_the_order_does_not_matter_up_to_rounding(seed):
             torch.testing.assert_close(first[key], other, rtol=4 * EPS, atol=4 * EPS)
 
 
-def test_wrong_arguments_are_named():
+def test_wrong_arguments_are_named(draw_model):
     with pytest.raises(ArgumentError, match="models: found 1 models; expected at least 2"):
-        model_stock([_model(0)], base=_model(1))
+        model_stock([draw_model(0)], base=draw_model(1))
     with pytest.raises(ArgumentError, match=r"base\['w'\]: found dtype torch.float16"):
-        model_stock([_model(0), _model(1)], base=_model(2, torch.float16))
+        model_stock([draw_model(0), draw_model(1)], base=draw_model(2, torch.float16))

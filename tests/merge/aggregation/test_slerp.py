@@ -16,17 +16,10 @@ EPS = torch.finfo(torch.float32).eps
 seeds = st.integers(0, 2**31)
 
 
-def _model(seed, dtype=torch.float32, device="cpu"):
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {"w": (3, 4), "b": (3,)}
-    made = {k: torch.randn(s, generator=generator).to(device, dtype) for k, s in shapes.items()}
-    return {**made, "steps": torch.tensor(seed % 7, device=device)}
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @given(seed=seeds)
-def test_the_ends_are_exact(dtype, seed):
-    a, b = _model(seed, dtype), _model(seed + 1, dtype)
+def test_the_ends_are_exact(draw_model, dtype, seed):
+    a, b = draw_model(seed, dtype), draw_model(seed + 1, dtype)
     for alpha, end in ((0, a), (0.0, a), (1, b), (1.0, b)):
         merged = slerp([a, b], alpha=alpha)
         for key in ("w", "b"):
@@ -35,14 +28,14 @@ def test_the_ends_are_exact(dtype, seed):
 
 
 @given(seed=seeds, alpha=st.floats(0, 1))
-def test_between_copies_lies_the_copy(seed, alpha):
-    model = _model(seed)
+def test_between_copies_lies_the_copy(draw_model, seed, alpha):
+    model = draw_model(seed)
     assert all(torch.equal(slerp([model, model], alpha=alpha)[k], model[k]) for k in model)
 
 
 @given(seed=seeds, alpha=st.floats(0, 1))
-def test_on_a_sphere_the_norm_stays_and_the_angle_grows_evenly(seed, alpha):
-    models = _model(seed), _model(seed + 1)
+def test_on_a_sphere_the_norm_stays_and_the_angle_grows_evenly(draw_model, seed, alpha):
+    models = draw_model(seed), draw_model(seed + 1)
     a, b = ({k: m[k] / m[k].norm() for k in ("w", "b")} for m in models)
     merged = slerp([a, b], alpha=alpha)
     for key in ("w", "b"):
@@ -53,8 +46,8 @@ def test_on_a_sphere_the_norm_stays_and_the_angle_grows_evenly(seed, alpha):
 
 
 @given(seed=seeds, alpha=st.floats(0, 1))
-def test_the_way_back_is_the_same(seed, alpha):
-    a, b = _model(seed), _model(seed + 1)
+def test_the_way_back_is_the_same(draw_model, seed, alpha):
+    a, b = draw_model(seed), draw_model(seed + 1)
     there, back = slerp([a, b], alpha=alpha), slerp([b, a], alpha=1 - alpha)
     for key in ("w", "b"):
         torch.testing.assert_close(there[key], back[key], rtol=1e-4, atol=1e-4)
@@ -77,12 +70,12 @@ def test_where_there_is_no_arc_it_is_the_line(x, y):
     torch.testing.assert_close(slerp([a, b], alpha=0.25)["w"], expected, rtol=2 * EPS, atol=0)
 
 
-def test_wrong_arguments_are_named():
-    model = _model(0)
+def test_wrong_arguments_are_named(draw_model):
+    model = draw_model(0)
     with pytest.raises(ArgumentError, match="models: found 3 models; expected two"):
         slerp([model] * 3)
     for alpha in (-0.1, 1.1, math.nan):
         with pytest.raises(ArgumentError, match=f"alpha: found {alpha}; expected a number from 0"):
             slerp([model, model], alpha=alpha)
     with pytest.raises(ArgumentError, match=r"models\[1\]\['w'\]: found dtype torch.float16"):
-        slerp([model, _model(1, torch.float16)])
+        slerp([model, draw_model(1, torch.float16)])

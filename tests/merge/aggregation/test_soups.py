@@ -17,28 +17,21 @@ EPS = torch.finfo(torch.float32).eps
 seeds = st.integers(0, 2**31)
 
 
-def _model(seed, dtype=torch.float32, device="cpu"):
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {"w": (3, 4), "b": (3,)}
-    made = {k: torch.randn(s, generator=generator).to(device, dtype) for k, s in shapes.items()}
-    return {**made, "steps": torch.tensor(seed % 7, device=device)}
-
-
 def _near(target):
     return lambda model: -float((model["w"] - target["w"]).square().sum())
 
 
 @given(seed=seeds, number=st.integers(1, 6))
-def test_of_copies_it_is_the_copy(seed, number):
-    model = _model(seed)
+def test_of_copies_it_is_the_copy(draw_model, seed, number):
+    model = draw_model(seed)
     merged = greedy_soup([model] * number, score=lambda _: 1.0)
     for key in ("w", "b"):
         torch.testing.assert_close(merged[key], model[key], rtol=4 * EPS, atol=0)
 
 
 @given(seed=seeds)
-def test_it_scores_at_least_as_well_as_the_best_and_in_any_order(seed):
-    models, score = [_model(seed + i) for i in range(4)], _near(_model(seed + 9))
+def test_it_scores_at_least_as_well_as_the_best_and_in_any_order(draw_model, seed):
+    models, score = [draw_model(seed + i) for i in range(4)], _near(draw_model(seed + 9))
     merged = greedy_soup(models, score=score)
     assert score(merged) >= max(map(score, models))
     for order in itertools.permutations(models):
@@ -57,8 +50,8 @@ def test_what_does_no_harm_is_taken_in_and_what_does_is_left_out():
     assert len(asked) == 2 * len(models) - 1
 
 
-def test_minus_infinity_is_a_score_and_nan_is_none():
-    models = [_model(0), _model(1)]
+def test_minus_infinity_is_a_score_and_nan_is_none(draw_model):
+    models = [draw_model(0), draw_model(1)]
     merged = greedy_soup(models, score=lambda m: 0.0 if m is models[1] else -math.inf)
     assert torch.equal(merged["w"], models[1]["w"])
     with pytest.raises(ArgumentError, match=r"score: found NaN for models\[0\]"):
