@@ -42,6 +42,8 @@ __all__ = [
     "distance",
     "cosine",
     "normal_like",
+    "stream",
+    "entrywise",
     "to",
     "wide",
     "has_values",
@@ -177,7 +179,7 @@ def combine(coefficients: Sequence[float | Tensor], points: Sequence[Params]) ->
             out.add_(tensor.to(dtype) * coefficient)
         return out.to(tensors[0].dtype)
 
-    return _entrywise(total, *points)
+    return entrywise(total, *points)
 
 
 def add(a: Params, b: Params) -> dict[str, Tensor]:
@@ -213,7 +215,7 @@ def lerp(a: Params, b: Params, alpha: float) -> dict[str, Tensor]:
         dtype = torch.promote_types(x.dtype, torch.float32)
         return torch.lerp(x.to(dtype), y.to(dtype), alpha).to(x.dtype)
 
-    return _entrywise(between, a, b)
+    return entrywise(between, a, b)
 
 
 def inner(a: Params, b: Params) -> Tensor:
@@ -263,11 +265,19 @@ def normal_like(params: Params, seed: int) -> dict[str, Tensor]:
         if not tensor.is_floating_point():
             noise[name] = tensor
             continue
-        digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
+        drawn = torch.randn(tensor.shape, generator=stream(f"{seed}:{name}"), dtype=torch.float32)
         noise[name] = drawn.to(device=tensor.device, dtype=tensor.dtype)
     return noise
+
+
+def stream(key: str) -> torch.Generator:
+    """Return a generator of random numbers on the CPU that is fixed by a text alone.
+
+    >>> bool((torch.rand(3, generator=stream("a")) == torch.rand(3, generator=stream("a"))).all())
+    True
+    """
+    digest = hashlib.sha256(key.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def to(
@@ -305,7 +315,15 @@ def host(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().double().numpy()
 
 
-def _entrywise(function: Callable[..., Tensor], *points: Params) -> dict[str, Tensor]:
+def entrywise(function: Callable[..., Tensor], *points: Params) -> dict[str, Tensor]:
+    """Return what a function makes of corresponding tensors, entry by entry.
+
+    Entries that are not floating point are taken from the first point.
+
+    >>> a, b = {"w": torch.ones(2), "steps": torch.tensor(3)}, {"w": torch.ones(2)}
+    >>> entrywise(torch.add, a, b)
+    {'w': tensor([2., 2.]), 'steps': tensor(3)}
+    """
     first = points[0]
     return {
         name: function(*(p[name] for p in points)) if tensor.is_floating_point() else tensor

@@ -55,8 +55,8 @@ def execute(
     from sokmerge.reader import execution
 
     selected = _selected(names)
-    reasons = {found.name: freshness.stale(found) for found in selected}
     if stale:
+        reasons = {found.name: freshness.stale(found) for found in selected}
         selected = [found for found in selected if reasons[found.name]]
         for found in selected:
             typer.echo(f"{found.name} is stale: {'; '.join(reasons[found.name][:3])}")

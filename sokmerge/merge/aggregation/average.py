@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sokmerge.merge.aggregation.operands import proportions, require_models
+from sokmerge.merge.operands import proportions, require_models
 from sokmerge.merge.taxonomy import method
 from sokmerge.params import Params, combine
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 
 from sokmerge.errors import ArgumentError
-from sokmerge.merge.aggregation.operands import proportions, require_models, require_statistics
+from sokmerge.merge.operands import proportions, require_models, require_statistics
 from sokmerge.merge.taxonomy import method
 from sokmerge.network import Network
 from sokmerge.params import Params, host, wide

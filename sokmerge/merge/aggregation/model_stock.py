@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sokmerge.merge.aggregation.operands import require_models
+from sokmerge.merge.operands import require_models
 from sokmerge.merge.taxonomy import method
-from sokmerge.params import Params, wide
+from sokmerge.params import Params, entrywise, wide
 
 __all__ = ["model_stock"]
 
@@ -46,13 +46,11 @@ def model_stock(models: Sequence[Params], *, base: Params) -> Params:
     tensor([1.0000, 0.5774])
     """
     require_models(models, least=2, base=base)
-    return {
-        key: _stock([m[key] for m in models], base[key]) if tensor.is_floating_point() else tensor
-        for key, tensor in models[0].items()
-    }
+    return entrywise(_stock, *models, base)
 
 
-def _stock(tensors: Sequence[Tensor], base: Tensor) -> Tensor:
+def _stock(*operands: Tensor) -> Tensor:
+    *tensors, base = operands
     k, origin = len(tensors), wide(base)
     changes = torch.stack([wide(t) - origin for t in tensors]).flatten(1)
     norms = changes.square().sum(1, keepdim=True).sqrt()

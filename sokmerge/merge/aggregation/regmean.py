@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sokmerge.errors import ArgumentError
-from sokmerge.merge.aggregation.operands import proportions, require_models, require_statistics
+from sokmerge.merge.operands import proportions, require_models, require_statistics
 from sokmerge.merge.taxonomy import method
 from sokmerge.network import Network
 from sokmerge.params import Params, combine, wide

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from sokmerge.errors import ArgumentError
-from sokmerge.merge.aggregation.operands import require_models
+from sokmerge.merge.operands import require_models
 from sokmerge.merge.taxonomy import method
-from sokmerge.params import Params, wide
+from sokmerge.params import Params, entrywise, wide
 
 __all__ = ["slerp"]
 
@@ -56,11 +56,7 @@ def slerp(models: Sequence[Params], *, alpha: float = 0.5) -> Params:
     require_models(models)
     if not 0 <= alpha <= 1:
         raise ArgumentError("alpha", found=f"{alpha}", expected="a number from 0 to 1")
-    first, second = models
-    return {
-        key: _arc(tensor, second[key], alpha) if tensor.is_floating_point() else tensor
-        for key, tensor in first.items()
-    }
+    return entrywise(lambda a, b: _arc(a, b, alpha), *models)
 
 
 def _arc(a: Tensor, b: Tensor, alpha: float) -> Tensor:

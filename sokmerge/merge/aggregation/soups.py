@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from sokmerge.errors import ArgumentError
 from sokmerge.merge.aggregation.average import average
-from sokmerge.merge.aggregation.operands import require_models
+from sokmerge.merge.operands import require_models
 from sokmerge.merge.taxonomy import method
 from sokmerge.params import Params, has_values
 

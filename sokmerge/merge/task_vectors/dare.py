@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from sokmerge import params
 from sokmerge.errors import ArgumentError
 from sokmerge.merge.task_vectors.vectors import (
     differences,
@@ -127,8 +127,7 @@ def dare(
 def _dropped(
     tensor: Tensor, name: str, drop: float, seed: int, stream: str, rescale: bool
 ) -> Tensor:
-    digest = hashlib.sha256(repr((int(seed), str(stream), name)).encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    generator = params.stream(repr((int(seed), str(stream), name)))
     keep = torch.rand(tensor.shape, generator=generator, dtype=torch.float32) >= drop
     kept = tensor.where(keep.to(tensor.device), 0.0)
     return kept / (1 - drop) if rescale else kept

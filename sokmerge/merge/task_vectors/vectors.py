@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sokmerge.errors import ArgumentError
-from sokmerge.params import Params, require_finite, require_matching, wide
+from sokmerge.merge.operands import model_weights, require_models
+from sokmerge.params import Params, wide
 
 __all__ = [
     "task_vectors",
@@ -86,25 +87,10 @@ def prepare(
     >>> prepare([{"w": torch.zeros(2)}] * 2, {"w": torch.zeros(2)})
     [1.0, 1.0]
     """
-    if len(models) == 0:
-        raise ArgumentError("models", found="no models", expected="at least one")
-    named = {"base": base, **{f"models[{i}]": model for i, model in enumerate(models)}}
-    require_matching(**named)
-    require_finite(**named)
+    require_models(models, reference={"base": base})
     if not math.isfinite(scale):
         raise ArgumentError("scale", found=f"{scale}", expected="a finite number")
-    weights = [1.0] * len(models) if weights is None else [float(w) for w in weights]
-    usable = len(weights) == len(models) and all(math.isfinite(w) for w in weights)
-    if usable and not negative:
-        usable = all(w >= 0 for w in weights) and any(weights)
-    if not usable:
-        kind = "finite number" if negative else "finite, non-negative number"
-        raise ArgumentError(
-            "weights",
-            found=f"{weights} for {len(models)} models",
-            expected=f"one {kind} for each model" + ("" if negative else ", not all zero"),
-        )
-    return weights
+    return model_weights(weights, models, negative=negative)
 
 
 def require_between(name: str, value: float, low: float, high: float, *, bounds: str) -> None:

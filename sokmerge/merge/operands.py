@@ -1,4 +1,4 @@
-"""What every aggregation asks of its operands."""
+"""What every merge asks of its operands."""
 
 from __future__ import annotations
 
@@ -10,11 +10,23 @@ from torch import Tensor
 from sokmerge.errors import ArgumentError
 from sokmerge.params import Params, require_finite, require_matching
 
-__all__ = ["proportions", "require_models", "require_statistics"]
+__all__ = ["model_weights", "proportions", "require_models", "require_statistics"]
 
 
-def require_models(models: Sequence[Params], *, least: int = 1, **others: Params) -> None:
+def require_models(
+    models: Sequence[Params],
+    *,
+    least: int = 1,
+    reference: Mapping[str, Params] | None = None,
+    **others: Params,
+) -> None:
     """Raise unless there are enough models and all of them, and the others, match and are finite.
+
+    Args:
+        models: the models.
+        least: how many there must be.
+        reference: Params, by name, that the models are held against; by default the first model.
+        **others: further Params, by name, that are held against the same.
 
     Raises:
         ArgumentError: too few models, or Params that do not match or are not finite.
@@ -25,9 +37,40 @@ def require_models(models: Sequence[Params], *, least: int = 1, **others: Params
             found=f"{len(models)} models" if models else "no models",
             expected=f"at least {least if least > 1 else 'one'}",
         )
-    named = {**{f"models[{i}]": model for i, model in enumerate(models)}, **others}
+    numbered = {f"models[{i}]": model for i, model in enumerate(models)}
+    named = {**(reference or {}), **numbered, **others}
     require_matching(**named)
     require_finite(**named)
+
+
+def model_weights(
+    weights: Sequence[float] | None, models: Sequence[Params], *, negative: bool = False
+) -> list[float]:
+    """Return one weight for each model, by default 1.
+
+    Args:
+        weights: one finite number for each model.
+        models: the models.
+        negative: whether weights may be negative; if not, they must not all be zero either.
+
+    Raises:
+        ArgumentError: weights that cannot be used, or of another number.
+
+    >>> model_weights(None, [{}, {}]), model_weights([1, -1], [{}, {}], negative=True)
+    ([1.0, 1.0], [1.0, -1.0])
+    """
+    weights = [1.0] * len(models) if weights is None else [float(w) for w in weights]
+    usable = len(weights) == len(models) and all(math.isfinite(w) for w in weights)
+    if usable and not negative:
+        usable = all(w >= 0 for w in weights) and any(weights)
+    if not usable:
+        kind = "finite number" if negative else "finite, non-negative number"
+        raise ArgumentError(
+            "weights",
+            found=f"{weights} for {len(models)} models",
+            expected=f"one {kind} for each model" + ("" if negative else ", not all zero"),
+        )
+    return weights
 
 
 def proportions(weights: Sequence[float] | None, models: Sequence[Params]) -> list[float]:
@@ -39,14 +82,7 @@ def proportions(weights: Sequence[float] | None, models: Sequence[Params]) -> li
     >>> proportions([1, 3], [{}, {}])
     [0.25, 0.75]
     """
-    weights = [1.0] * len(models) if weights is None else [float(w) for w in weights]
-    usable = all(math.isfinite(w) and w >= 0 for w in weights) and any(weights)
-    if len(weights) != len(models) or not usable:
-        raise ArgumentError(
-            "weights",
-            found=f"{weights} for {len(models)} models",
-            expected="one finite, non-negative number for each model, not all zero",
-        )
+    weights = model_weights(weights, models)
     total = math.fsum(weights)
     return [w / total for w in weights]
 
