@@ -8,6 +8,8 @@ from sokmerge import merge
 from sokmerge.errors import ArgumentError, UnknownNameError
 from sokmerge.merge import taxonomy
 
+MINE = {"branch": "weight aggregation", "paper": "me2026", "scope": "entry", "equation": "x"}
+
 
 @pytest.fixture
 def _restored(monkeypatch):
@@ -17,7 +19,14 @@ def _restored(monkeypatch):
 def test_what_is_declared_is_what_is_exported():
     for declared in merge.methods():
         assert getattr(merge, declared.name) is declared.function
-        assert declared.function.__doc__ and declared.paper
+        assert declared.function.__doc__ and declared.paper and declared.equation
+
+
+def test_a_declaration_names_its_chapter_and_its_defaults():
+    assert merge.declaration("ties").chapter == "task-vectors"
+    assert merge.declaration("weight_matching").chapter == "neuron-alignment"
+    assert merge.declaration("ties").defaults["density"] == 0.2
+    assert "base" not in merge.declaration("ties").defaults
 
 
 def test_they_come_by_branch_and_then_by_name():
@@ -34,7 +43,7 @@ def test_a_declaration_leaves_the_function_as_it_is(_restored):
     def mine(models):
         return models[0]
 
-    assert taxonomy.method(branch="weight aggregation", paper="me2026")(mine) is mine
+    assert taxonomy.method(**MINE)(mine) is mine
     assert merge.declaration("mine").function is mine
 
 
@@ -48,7 +57,7 @@ def test_a_name_is_declared_once(_restored):
         return models[0]
 
     with pytest.raises(ArgumentError, match="average: found a method of that name in sokmerge"):
-        taxonomy.method(branch="weight aggregation", paper="me2026")(average)
+        taxonomy.method(**MINE)(average)
     assert merge.declaration("average").function is merge.average
 
 
@@ -58,8 +67,9 @@ def test_a_name_is_declared_once(_restored):
         ({"branch": "alchemy"}, "branch: found 'alchemy'; expected one of"),
         ({"needs": ("gold",)}, "needs: found 'gold'"),
         ({"returns": "lead"}, "returns: found 'lead'"),
+        ({"scope": "world"}, "scope: found 'world'"),
     ],
 )
 def test_words_outside_the_taxonomy_are_named(wrong, message):
     with pytest.raises(ArgumentError, match=message):
-        taxonomy.method(**{"branch": "weight aggregation", "paper": "me2026", **wrong})
+        taxonomy.method(**{**MINE, **wrong})

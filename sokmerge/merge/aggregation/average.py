@@ -11,7 +11,12 @@ from sokmerge.params import Params, combine
 __all__ = ["average"]
 
 
-@method(branch="weight aggregation", paper="wortsman2022soups")
+@method(
+    branch="weight aggregation",
+    paper="wortsman2022soups",
+    scope="entry",
+    equation=r"\theta=\textstyle\sum_i w_i\theta_i\,/\,\sum_i w_i",
+)
 def average(models: Sequence[Params], *, weights: Sequence[float] | None = None) -> Params:
     r"""Return the average of several networks' parameters.
 

@@ -89,7 +89,13 @@ def fisher_diagonal(
     }
 
 
-@method(branch="weight aggregation", paper="matena2021merging", needs=("statistics",))
+@method(
+    branch="weight aggregation",
+    paper="matena2021merging",
+    needs=("statistics",),
+    scope="entry",
+    equation=r"\theta=\textstyle\sum_i w_iF_i\theta_i\,/\,\sum_i w_iF_i",
+)
 def fisher(
     models: Sequence[Params],
     *,

@@ -14,7 +14,13 @@ from sokmerge.params import Params, entrywise, wide
 __all__ = ["model_stock"]
 
 
-@method(branch="weight aggregation", paper="jang2024model", needs=("base",))
+@method(
+    branch="weight aggregation",
+    paper="jang2024model",
+    needs=("base",),
+    scope="model",
+    equation=r"\theta=t\bar\theta+(1-t)\theta_0,\ t=\frac{k\cos\vartheta}{(k-1)\cos\vartheta+1}",
+)
 def model_stock(models: Sequence[Params], *, base: Params) -> Params:
     r"""Return a point between the base and the average, nearer to it the more the models agree.
 

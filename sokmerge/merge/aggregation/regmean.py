@@ -77,7 +77,13 @@ def gram_matrices(
     return {key: gram.clone() for key, gram in grams.items()}
 
 
-@method(branch="weight aggregation", paper="jin2022dataless", needs=("statistics",))
+@method(
+    branch="weight aggregation",
+    paper="jin2022dataless",
+    needs=("statistics",),
+    scope="layer",
+    equation=r"W=\bigl(\textstyle\sum_i w_iW_iG_i\bigr)\bigl(\sum_i w_iG_i\bigr)^{-1}",
+)
 def regmean(
     models: Sequence[Params],
     *,

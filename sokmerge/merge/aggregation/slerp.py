@@ -18,7 +18,12 @@ __all__ = ["slerp"]
 _COLLINEAR = 1e-4
 
 
-@method(branch="weight aggregation", paper="shoemake1985animating")
+@method(
+    branch="weight aggregation",
+    paper="shoemake1985animating",
+    scope="model",
+    equation=r"\theta=\frac{\sin((1-\alpha)\Omega)}{\sin\Omega}\theta_0+\frac{\sin(\alpha\Omega)}{\sin\Omega}\theta_1",
+)
 def slerp(models: Sequence[Params], *, alpha: float = 0.5) -> Params:
     r"""Return a point of the arc between two networks, tensor by tensor.
 

@@ -14,7 +14,15 @@ from sokmerge.params import Params, has_values
 __all__ = ["greedy_soup"]
 
 
-@method(branch="weight aggregation", paper="wortsman2022soups", needs=("data",))
+@method(
+    branch="weight aggregation",
+    paper="wortsman2022soups",
+    needs=("data",),
+    scope="model",
+    equation=r"\theta=\operatorname{mean}_{i\in S}\theta_i,\ S\text{ grown greedily}",
+    ties="of equal scores the earlier model comes first; a model that leaves the score as it is "
+    "is added",
+)
 def greedy_soup(models: Sequence[Params], *, score: Callable[[Params], float]) -> Params:
     r"""Return the average of those models that do not make the average worse.
 

@@ -24,6 +24,9 @@ Similarity = Literal["inner product", "correlation"]
     paper="ainsworth2022git",
     needs=("symmetry", "inputs"),
     returns="permutation",
+    scope="layer",
+    equation=r"\max_{\pi}\textstyle\sum_i\bigl(Z_A^\top Z_B\bigr)_{i,\pi(i)}",
+    ties="as SciPy's linear_sum_assignment breaks them",
 )
 def activation_matching(
     module: nn.Module,

@@ -23,6 +23,9 @@ _IMPROVEMENT = 1e-12  # relative; smaller gains are rounding
     paper="ainsworth2022git",
     needs=("symmetry",),
     returns="permutation",
+    scope="model",
+    equation=r"\max_{\pi\in G}\langle\theta_A,\pi\cdot\theta_B\rangle",
+    ties="as SciPy's linear_sum_assignment breaks them",
 )
 def weight_matching(
     a: Params, b: Params, group: PermutationGroup, *, seed: int = 0, max_passes: int = 100

@@ -21,7 +21,16 @@ from sokmerge.params import Params
 __all__ = ["breadcrumbs"]
 
 
-@method(branch="weight aggregation", paper="davari2023model", needs=("base",))
+@method(
+    branch="weight aggregation",
+    paper="davari2023model",
+    needs=("base",),
+    scope="tensor",
+    equation=r"\theta=\theta_0+\lambda\textstyle\sum_i w_i\,m_i\odot\tau_i,"
+    r"\ m_i=\mathbb 1[\text{neither small nor outlying}]",
+    ties="an entry as large as one that is kept is kept as well",
+    signs="left as they are; sums may cancel",
+)
 def breadcrumbs(
     models: Sequence[Params],
     *,

@@ -57,7 +57,14 @@ def drop_and_rescale(
     return dropped
 
 
-@method(branch="weight aggregation", paper="yu2023language", needs=("base",))
+@method(
+    branch="weight aggregation",
+    paper="yu2023language",
+    needs=("base",),
+    scope="entry",
+    equation=r"\theta=\theta_0+\lambda\textstyle\sum_i w_i\,\frac{m_i}{1-p}\odot\tau_i,"
+    r"\ m_i\sim\operatorname{Bernoulli}(1-p)",
+)
 def dare(
     models: Sequence[Params],
     *,

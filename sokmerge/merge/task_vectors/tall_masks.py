@@ -90,7 +90,16 @@ def apply_mask(mask: Mapping[str, Tensor], merged: Params, base: Params) -> dict
     return {k: merged[k].where(mask[k], t) if k in mask else t for k, t in base.items()}
 
 
-@method(branch="weight aggregation", paper="wang2024localizing", needs=("base",))
+@method(
+    branch="weight aggregation",
+    paper="wang2024localizing",
+    needs=("base",),
+    scope="entry",
+    equation=r"\theta=\theta_0+\lambda\,\mathbb 1\bigl[\textstyle\sum_i m_i\ge k\bigr]\odot\tau,"
+    r"\ m_i=\mathbb 1\bigl[|\tau_i|>\lambda_i|\tau-\tau_i|\bigr]",
+    ties="equality is not use: an entry that the task did not move is never used",
+    signs="left as they are; sums may cancel",
+)
 def consensus(
     models: Sequence[Params],
     *,

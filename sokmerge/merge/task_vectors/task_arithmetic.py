@@ -19,7 +19,13 @@ from sokmerge.params import Params
 __all__ = ["task_arithmetic", "task_vectors"]
 
 
-@method(branch="weight aggregation", paper="ilharco2022editing", needs=("base",))
+@method(
+    branch="weight aggregation",
+    paper="ilharco2022editing",
+    needs=("base",),
+    scope="entry",
+    equation=r"\theta=\theta_0+\lambda\textstyle\sum_i w_i\tau_i",
+)
 def task_arithmetic(
     models: Sequence[Params],
     *,

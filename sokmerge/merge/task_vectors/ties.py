@@ -87,7 +87,17 @@ def disjoint_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor
     return torch.where(share > 0, total / share, 0.0)
 
 
-@method(branch="weight aggregation", paper="yadav2023ties", needs=("base",))
+@method(
+    branch="weight aggregation",
+    paper="yadav2023ties",
+    needs=("base",),
+    scope="model",
+    equation=r"\theta=\theta_0+\lambda\operatorname*{mean}_{\operatorname{sgn}\hat\tau_i=\gamma}\hat\tau_i,"
+    r"\ \gamma=\operatorname{sgn}\textstyle\sum_i w_i\hat\tau_i",
+    ties="entries as large as the k-th largest are all kept",
+    signs="the sign with the greater total mass is elected, and only entries of that sign are "
+    "averaged; at equal mass the result is zero",
+)
 def ties(
     models: Sequence[Params],
     *,
