@@ -1,0 +1,116 @@
+"""The rehearsal has teeth: a fault would be caught, and nothing is left out of it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorDeviceMismatchError,
+)
+
+import sokmerge
+from sokmerge import merge, params, probe
+from sokmerge.merge.alignment.matching import assign
+from sokmerge.probe.risk import mean_and_stderr, require_finite_loss
+
+WAITS = (DataDependentOutputException, DynamicOutputShapeException)
+FAULTS = {
+    "a number is looked at": (WAITS, lambda s, w: params.norm(s.a).item()),
+    "a number is rounded": (WAITS, lambda s, w: round(float(params.norm(s.a)))),
+    "a condition is decided": (WAITS, lambda s, w: bool((s.a[w] > 0).all())),
+    "a list is made": (WAITS, lambda s, w: s.a[w].tolist()),
+    "entries are selected": (WAITS, lambda s, w: s.a[w][s.a[w] > 0]),
+    "two tensors are compared": (WAITS, lambda s, w: torch.equal(s.a[w], s.b[w])),
+    "an array is made": (RuntimeError, lambda s, w: s.a[w].numpy()),
+    "a tensor is left behind": (
+        FakeTensorDeviceMismatchError,
+        lambda s, w: s.b[w] + torch.ones(s.b[w].shape),
+    ),
+    "indices are left behind": (
+        FakeTensorDeviceMismatchError,
+        lambda s, w: s.a[w].index_select(1, torch.arange(2)),
+    ),
+    "a module is left behind": (RuntimeError, lambda s, w: nn.Linear(10, 2)(s.inputs)),
+}
+
+# What is shown here is a property of the mode, not of a network.
+EACH_DEVICE = pytest.mark.parametrize(
+    "stage", [("meta", "mlp"), ("cuda", "cnn")], ids="-".join, indirect=True
+)
+
+
+@EACH_DEVICE
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_would_be_caught(stage, fault):
+    error, run = FAULTS[fault]
+    with pytest.raises(error):
+        run(stage, stage.linear[-1])
+
+
+@EACH_DEVICE
+@pytest.mark.parametrize(
+    ("error", "factor"),
+    [(WAITS, lambda f: f.max().item()), (FakeTensorDeviceMismatchError, lambda f: torch.ones(4))],
+    ids=["looks at a number", "leaves a tensor behind"],
+)
+def test_a_fault_deep_in_a_routine_would_be_caught(stage, error, factor):
+    def faulty(outputs, targets, reduction):
+        losses = nn.functional.cross_entropy(outputs, targets, reduction=reduction)
+        return losses * factor(outputs)
+
+    risk = probe.EmpiricalRisk(stage.module, stage.inputs, stage.targets, loss=faulty, chunk=4)
+    with pytest.raises(error):
+        probe.line(risk, stage.a, stage.b, points=3)
+
+
+def test_each_method_stands_in_a_branch_that_is_rehearsed(declared):
+    branches = [declared(f) for f in ("ensembling", "aggregation", "task_vectors", "alignment")]
+    assert set().union(*branches) == {d.name for d in merge.methods()}
+
+
+# --- where waiting is allowed -----------------------------------------------------------------
+
+WAITING = {"item", "tolist", "cpu", "numpy", "nonzero", "synchronize", "equal", "allclose"}
+ALLOWED = {
+    ("params.py", "host"),  # every number that a decision or a result needs
+    ("merge/alignment/matching.py", "assign"),  # the assignment is solved on the host
+}
+
+
+def _waiting(source):
+    """Names of the functions in which a method is called that waits for the device."""
+    for function in ast.walk(ast.parse(source)):
+        if isinstance(function, ast.FunctionDef):
+            for node in ast.walk(function):
+                called = node.func if isinstance(node, ast.Call) else None
+                if isinstance(called, ast.Attribute) and called.attr in WAITING:
+                    yield function.name
+
+
+def test_only_named_functions_wait_for_the_device():
+    package = Path(sokmerge.__file__).parent
+    files = [package / "params.py", package / "network.py"]
+    for folder in ("symmetry", "merge", "probe"):
+        files += sorted((package / folder).rglob("*.py"))
+    found = {
+        (file.relative_to(package).as_posix(), name)
+        for file in files
+        for name in _waiting(file.read_text(encoding="utf-8"))
+    }
+    assert found == ALLOWED
+
+
+@EACH_DEVICE
+def test_what_waits_gives_unknowns_for_what_is_unknown(stage):
+    unknown = torch.empty(3, 3, device=stage.device)
+    assert np.isnan(params.host(unknown)).all()
+    assert assign(unknown).shape == (3,)
+    require_finite_loss(unknown, "x")
+    assert mean_and_stderr(unknown)[0].shape == (3,)
