@@ -11,12 +11,19 @@ from sokmerge.merge.aggregation import (
     slerp,
 )
 from sokmerge.merge.alignment import Matching, activation_matching, weight_matching
+from sokmerge.merge.reconcile import Note, Reconciled, reconcile
+from sokmerge.merge.report import Conflict, Move, Report, report
 from sokmerge.merge.task_vectors import breadcrumbs, consensus, dare, task_arithmetic, ties
 from sokmerge.merge.taxonomy import Declaration, declaration, methods
 
 __all__ = [
+    "Conflict",
     "Declaration",
     "Matching",
+    "Move",
+    "Note",
+    "Reconciled",
+    "Report",
     "activation_matching",
     "average",
     "breadcrumbs",
@@ -29,7 +36,9 @@ __all__ = [
     "greedy_soup",
     "methods",
     "model_stock",
+    "reconcile",
     "regmean",
+    "report",
     "slerp",
     "task_arithmetic",
     "ties",
