@@ -13,7 +13,22 @@ from sokmerge.merge.aggregation import (
 from sokmerge.merge.alignment import Matching, activation_matching, weight_matching
 from sokmerge.merge.reconcile import Note, Reconciled, reconcile
 from sokmerge.merge.report import Conflict, Move, Report, report
-from sokmerge.merge.task_vectors import breadcrumbs, consensus, dare, task_arithmetic, ties
+from sokmerge.merge.task_vectors import (
+    breadcrumbs,
+    concrete,
+    consensus,
+    dare,
+    della,
+    emr,
+    grafting,
+    iso_c,
+    knots,
+    module_arithmetic,
+    tangent,
+    task_arithmetic,
+    ties,
+    tsv,
+)
 from sokmerge.merge.taxonomy import Declaration, declaration, methods
 
 __all__ = [
@@ -27,20 +42,29 @@ __all__ = [
     "activation_matching",
     "average",
     "breadcrumbs",
+    "concrete",
     "consensus",
     "dare",
     "declaration",
+    "della",
+    "emr",
     "fisher",
     "fisher_diagonal",
+    "grafting",
     "gram_matrices",
     "greedy_soup",
+    "iso_c",
+    "knots",
     "methods",
     "model_stock",
+    "module_arithmetic",
     "reconcile",
     "regmean",
     "report",
     "slerp",
+    "tangent",
     "task_arithmetic",
     "ties",
+    "tsv",
     "weight_matching",
 ]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from sokmerge import params
-from sokmerge.errors import ArgumentError
 from sokmerge.merge.task_vectors.vectors import (
     differences,
+    draws,
+    named_streams,
     names,
     prepare,
     require_between,
@@ -46,6 +45,7 @@ def drop_and_rescale(
     Raises:
         ArgumentError: the probability is not in [0, 1).
 
+    >>> import torch
     >>> kept = drop_and_rescale({"w": torch.ones(8)}, 0.5, seed=0)["w"]
     >>> sorted(set(kept.tolist()))
     [0.0, 2.0]
@@ -106,20 +106,14 @@ def dare(
         ArgumentError: no models, models and base that do not match or are not finite, or a
             probability, scale, weights or streams that cannot be used.
 
+    >>> import torch
     >>> base, model = {"w": torch.zeros(8)}, {"w": torch.ones(8)}
     >>> sorted(set(dare([model], base=base, drop=0.5, seed=0)["w"].tolist()))
     [0.0, 2.0]
     """
     weights = prepare(models, base, weights, scale=scale)
     require_between("drop", drop, 0, 1, bounds="[)")
-    streams = [str(i) for i in range(len(models))] if streams is None else list(streams)
-    if len(streams) != len(models) or len(set(streams)) != len(streams):
-        raise ArgumentError(
-            "streams",
-            found=f"{streams} for {len(models)} models",
-            expected="a different name for each model",
-            do="Models with one mask in common would not be dropped independently.",
-        )
+    streams = named_streams(streams, models)
 
     def direction(name: str) -> Tensor:
         kept = [
@@ -134,7 +128,5 @@ def dare(
 def _dropped(
     tensor: Tensor, name: str, drop: float, seed: int, stream: str, rescale: bool
 ) -> Tensor:
-    generator = params.stream(repr((int(seed), str(stream), name)))
-    keep = torch.rand(tensor.shape, generator=generator, dtype=torch.float32) >= drop
-    kept = tensor.where(keep.to(tensor.device), 0.0)
+    kept = tensor.where(draws(tensor, name, seed, stream) >= drop, 0.0)
     return kept / (1 - drop) if rescale else kept

@@ -11,6 +11,7 @@ from torch import Tensor
 from sokmerge.errors import ArgumentError
 from sokmerge.merge.task_vectors.ties import elect_sign
 from sokmerge.merge.task_vectors.vectors import differences, names, prepare, step
+from sokmerge.merge.taxonomy import method
 from sokmerge.params import Params, wide
 
 __all__ = ["Modulated", "emr"]
@@ -50,6 +51,18 @@ class Modulated:
         )
 
 
+@method(
+    branch="weight aggregation",
+    paper="huang2024emr",
+    needs=("base",),
+    returns="params per task",
+    scope="entry",
+    equation=r"\theta_i=\theta_0+\lambda_i\,m_i\odot\tau,"
+    r"\ \tau=\gamma\odot\max_{\tau_i\gamma>0}|\tau_i|,"
+    r"\ \gamma=\operatorname{sgn}\textstyle\sum_i\tau_i",
+    signs="the sign with the greater total mass is elected; an entry whose sign loses is masked "
+    "for its task, and at equal mass the unified vector is zero",
+)
 def emr(models: Sequence[Params], *, base: Params) -> Modulated:
     r"""Elect a unified task vector, and give each task a mask and a rescaler.
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from sokmerge import params
 from sokmerge.errors import ArgumentError
 from sokmerge.merge.operands import model_weights, require_models
 from sokmerge.params import Params, wide
@@ -27,6 +28,8 @@ __all__ = [
     "kth_smallest",
     "masked_vector",
     "require_between",
+    "draws",
+    "named_streams",
 ]
 
 
@@ -183,3 +186,37 @@ def masked_vector(vector: Params, masks: Mapping[str, Tensor]) -> dict[str, Tens
     tensor([1., 0.])
     """
     return {k: t.where(masks[k], 0.0) if k in masks else t for k, t in vector.items()}
+
+
+def draws(tensor: Tensor, name: str, seed: int, stream: str) -> Tensor:
+    """Return one number from [0, 1) for each entry of a tensor, on its device.
+
+    The numbers are fixed by the seed, the stream and the tensor's name, and drawn on the CPU: they
+    do not depend on the device, on other tensors, or on the order or the number of workers.
+
+    >>> bool((draws(torch.ones(3), "w", 0, "0") == draws(torch.zeros(3), "w", 0, "0")).all())
+    True
+    """
+    generator = params.stream(repr((int(seed), str(stream), name)))
+    drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float32)
+    return drawn.to(tensor.device)
+
+
+def named_streams(streams: Sequence[str] | None, models: Sequence[Params]) -> list[str]:
+    """Return the name of each model's stream, by default its position.
+
+    Raises:
+        ArgumentError: not a different name for each model.
+
+    >>> named_streams(None, [{}, {}])
+    ['0', '1']
+    """
+    streams = [str(i) for i in range(len(models))] if streams is None else list(streams)
+    if len(streams) != len(models) or len(set(streams)) != len(streams):
+        raise ArgumentError(
+            "streams",
+            found=f"{streams} for {len(models)} models",
+            expected="a different name for each model",
+            do="Models with one mask in common would not be dropped independently.",
+        )
+    return streams

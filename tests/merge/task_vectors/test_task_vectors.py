@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import hypothesis.strategies as st
 import numpy as np
@@ -423,6 +424,20 @@ def test_a_model_keeps_its_mask_whatever_follows_it_and_by_name_wherever_it_stan
     assert not torch.equal(exchanged["w"], short["w"])
     named = dare(models[:2], base=base, seed=4, streams=["x", "y"])
     assert _same(dare(models[1::-1], base=base, seed=4, streams=["y", "x"]), named)
+
+
+def test_masks_do_not_depend_on_the_number_of_workers():
+    base, models = _models(0)
+    whole = dare(models, base=base, seed=4)
+
+    def alone(key):
+        return dare([{key: m[key]} for m in models], base={key: base[key]}, seed=4)[key]
+
+    for workers in (1, 4):
+        with ThreadPoolExecutor(workers) as pool:
+            assert all(
+                torch.equal(whole[k], t) for k, t in zip(base, pool.map(alone, base), strict=True)
+            )
 
 
 @given(seed=seeds)
