@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from sokmerge.commands import book, zoo
+from sokmerge.commands import book, results, zoo
 from sokmerge.errors import SokmergeError
 
 __all__ = ["app"]
@@ -33,4 +33,5 @@ app = typer.Typer(
     help="The command line of a book on model merging that computes.",
 )
 app.add_typer(zoo.app, name="zoo")
+app.add_typer(results.app, name="results")
 book.register(app)

@@ -19,7 +19,7 @@ import filelock
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sokmerge.errors import FileError, UnknownNameError
 from sokmerge.files import sha256, write_atomically
@@ -227,9 +227,16 @@ def _require_network(
 
 
 def _shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
-    state = models.build(recipe.arch).state_dict()
+    module = _trained(recipe)
+    state = recipe.adapter.state(module) if recipe.adapter else module.state_dict()
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def _parameter_count(recipe: Recipe) -> int:
-    return sum(parameter.numel() for parameter in models.build(recipe.arch).parameters())
+    return sum(parameter.numel() for parameter in _trained(recipe).parameters())
+
+
+def _trained(recipe: Recipe) -> nn.Module:
+    """Return a module of the kind that the recipe trains; its values mean nothing."""
+    module = models.build(recipe.arch)
+    return recipe.adapter.adapt(module, recipe.seed) if recipe.adapter else module

@@ -16,9 +16,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 from sokmerge.errors import ArgumentError, UnknownNameError
+from sokmerge.testbed.adapters import Adapter, LowRank, Tangent
 from sokmerge.testbed.data import Scale
 from sokmerge.testbed.models import MLP, Architecture, PlainCNN, ResidualCNN
-from sokmerge.testbed.tasks import Task
+from sokmerge.testbed.tasks import ClassSplit, Corrupted, Share, Task, Together
 
 __all__ = ["FAMILIES", "SEEDS", "Recipe", "families", "family", "master_seed", "named"]
 
@@ -26,6 +27,13 @@ __all__ = ["FAMILIES", "SEEDS", "Recipe", "families", "family", "master_seed", "
 PROCEDURE = 1
 
 SEEDS = range(5)
+
+#: Points along one run, of which one run is enough to see.
+ALONG_ONE_RUN = tuple(
+    f"{kind}-{point}"
+    for kind, last in (("tail", 5), ("snapshot", 4))
+    for point in range(1, last + 1)
+)
 
 
 @dataclass(frozen=True)
@@ -43,10 +51,16 @@ class Recipe:
         tasks: what is done to inputs and targets, in order, before training.
         optimizer: ``"adam"`` or ``"sgd"`` (then with Nesterov momentum 0.9).
         lr: the first learning rate.
-        schedule: ``"cosine"``, which falls to zero at the last step, or ``"constant"``.
+        schedule: ``"cosine"``, which falls to zero at the last step, ``"constant"``, or
+            ``"cyclic"``, which falls to zero by a cosine in each cycle anew. A run at a constant
+            rate passes through the networks of all shorter ones, a cyclic run through those of
+            fewer cycles.
         weight_decay: added to the gradient as that multiple of the weights.
         batch: images a step; the last batch of an epoch may be smaller.
         epochs: passes over the training images.
+        cycle: epochs in a cycle, for the cyclic schedule alone.
+        start: the recipe of the network to start from, in place of random initial weights.
+        adapter: what is trained in place of the whole network; needs a start.
 
     >>> recipe = Recipe("example", MLP(width=8), seed=3, order_seed=3)
     >>> recipe.name, recipe.file_name == f"example-s3-{recipe.hash}.safetensors"
@@ -62,15 +76,18 @@ class Recipe:
     tasks: tuple[Task, ...] = ()
     optimizer: Literal["adam", "sgd"] = "adam"
     lr: float = 1e-3
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "cyclic"] = "cosine"
     weight_decay: float = 0.0
     batch: int = 128
     epochs: int = 20
+    cycle: int | None = None
+    start: Recipe | None = None
+    adapter: Adapter | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in {
             "optimizer": ("adam", "sgd"),
-            "schedule": ("cosine", "constant"),
+            "schedule": ("cosine", "constant", "cyclic"),
         }.items():
             if getattr(self, name) not in allowed:
                 raise ArgumentError(
@@ -85,6 +102,19 @@ class Recipe:
                 raise ArgumentError(
                     f"Recipe.{name}", found=repr(getattr(self, name)), expected="a positive number"
                 )
+        whole = self.cycle is not None and self.cycle >= 1 and self.epochs % self.cycle == 0
+        if whole != (self.schedule == "cyclic"):
+            raise ArgumentError(
+                "Recipe.cycle",
+                found=f"{self.cycle} of {self.epochs} epochs, with the {self.schedule} schedule",
+                expected="whole cycles for the cyclic schedule, and None for another",
+            )
+        if self.adapter is not None and self.start is None:
+            raise ArgumentError("Recipe.start", found="None", expected="a start for the adapter")
+        if self.start is not None and self.start.arch != self.arch:
+            raise ArgumentError(
+                "Recipe.start", found=f"a network {self.start.arch}", expected=f"{self.arch}"
+            )
 
     @property
     def name(self) -> str:
@@ -93,9 +123,11 @@ class Recipe:
 
     @cached_property
     def canonical(self) -> str:
-        """The recipe as JSON in one fixed form: sorted keys, no spaces, family left out."""
-        described = _plain(self) | {"procedure": PROCEDURE}
-        del described["kind"], described["family"]
+        """The recipe as JSON in one fixed form: sorted keys, no spaces, family left out.
+
+        Of what not every run has, only what this one has: a run without a start says nothing of it.
+        """
+        described = _described(self) | {"procedure": PROCEDURE}
         return json.dumps(described, sort_keys=True, separators=(",", ":"))
 
     @cached_property
@@ -109,7 +141,18 @@ class Recipe:
         return f"{self.name}-{self.hash}.safetensors"
 
 
+def _described(recipe: Recipe) -> dict[str, Any]:
+    extras = ("cycle", "start", "adapter")
+    return {
+        f.name: _plain(getattr(recipe, f.name))
+        for f in fields(recipe)
+        if f.name != "family" and not (f.name in extras and getattr(recipe, f.name) is None)
+    }
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, Recipe):
+        return _described(value)
     if is_dataclass(value):
         inner = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
         return {"kind": type(value).__name__} | inner
@@ -121,6 +164,56 @@ def _plain(value: Any) -> Any:
 def _of(arch: Architecture, lr: float = 1e-3) -> Callable[[str, int], Recipe]:
     def recipe(family: str, seed: int) -> Recipe:
         return Recipe(family, arch, seed=seed, order_seed=seed, lr=lr)
+
+    return recipe
+
+
+# The networks of the merging part. What starts from ``broad`` starts from the one of the same
+# seed, so that a seed stands for a whole set of networks.
+WIDE = MLP(96)
+
+#: Four tasks that share their classes and differ in what is done to the images.
+CORRUPTIONS: dict[str, Task] = {
+    "noisy": Corrupted("gaussian_noise", 5),
+    "blurred": Corrupted("gaussian_blur", 5),
+    "faded": Corrupted("contrast", 5),
+    "bright": Corrupted("brightness", 5),
+}
+
+#: Two tasks that together are the whole: halves of the images, with all classes, and halves of
+#: the classes.
+HALVES: dict[str, Task] = {
+    "image-half-a": Share(0, 2),
+    "image-half-b": Share(1, 2),
+    "class-half-a": ClassSplit((0, 1, 2, 3, 4)),
+    "class-half-b": ClassSplit((5, 6, 7, 8, 9)),
+}
+
+#: Rate and epochs of the fine-tuned networks that make a soup.
+TUNINGS = ((5e-4, 5), (1e-3, 5), (2e-4, 10), (1e-3, 10))
+
+
+def _broad(family: str, seed: int) -> Recipe:
+    return Recipe(family, WIDE, seed=seed, order_seed=seed, limit=2_000)
+
+
+def _from_broad(number: int, *tasks: Task, **how: Any) -> Callable[[str, int], Recipe]:
+    """Fine-tuned from ``broad``; the number tells the orders of images of one start apart."""
+    settings = {"lr": 5e-4, "epochs": 5} | how
+
+    def recipe(family: str, seed: int) -> Recipe:
+        start, order = _broad("broad", seed), 10 * number + seed
+        return Recipe(family, WIDE, seed, order, tasks=tasks, start=start, **settings)
+
+    return recipe
+
+
+def _alone(number: int, *tasks: Task, **how: Any) -> Callable[[str, int], Recipe]:
+    """From a random start of its own; the number tells the starts of one seed apart."""
+
+    def recipe(family: str, seed: int) -> Recipe:
+        own = 10 * number + seed
+        return Recipe(family, WIDE, own, own, tasks=tasks, **how)
 
     return recipe
 
@@ -140,6 +233,23 @@ FAMILIES: dict[str, Callable[[str, int], Recipe]] = {
     "cnn": _of(PlainCNN(), lr=1e-2),
     "residual-batch": _of(ResidualCNN(norm="batch")),
     "residual-layer": _of(ResidualCNN(norm="layer")),
+    "broad": _broad,
+    **{f"tuned-{k}": _from_broad(k, lr=r, epochs=n) for k, (r, n) in enumerate(TUNINGS)},
+    **{name: _from_broad(k, task) for k, (name, task) in enumerate(CORRUPTIONS.items(), 10)},
+    **{name: _from_broad(k, t, epochs=10) for k, (name, t) in enumerate(HALVES.items(), 20)},
+    **{f"lone-{name}": _alone(k, task) for k, (name, task) in enumerate(HALVES.items(), 20)},
+    "lone-noisy": _alone(10, CORRUPTIONS["noisy"]),
+    "lone-bright": _alone(13, CORRUPTIONS["bright"]),
+    "joint-pair": _from_broad(30, Together((CORRUPTIONS["noisy"], CORRUPTIONS["bright"]))),
+    "joint-tasks": _from_broad(31, Together(tuple(CORRUPTIONS.values()))),
+    "tangent-noisy": _from_broad(10, CORRUPTIONS["noisy"], adapter=Tangent()),
+    "tangent-bright": _from_broad(13, CORRUPTIONS["bright"], adapter=Tangent()),
+    **{
+        f"low-rank-{name}": _from_broad(k, task, adapter=LowRank(), lr=3e-3)
+        for k, (name, task) in enumerate(CORRUPTIONS.items(), 10)
+    },
+    **{f"tail-{k}": _alone(40, schedule="constant", epochs=10 + 2 * k) for k in range(1, 6)},
+    **{f"snapshot-{k}": _alone(40, schedule="cyclic", cycle=5, epochs=5 * k) for k in range(1, 5)},
 }
 
 
@@ -166,7 +276,8 @@ def family(name: str, *, master: int | None = None) -> tuple[Recipe, ...]:
     if name not in FAMILIES:
         raise _unknown("family", name, families())
     first = 1000 * (master_seed() if master is None else master)
-    return tuple(FAMILIES[name](name, first + seed) for seed in SEEDS)
+    seeds = SEEDS[:1] if name in ALONG_ONE_RUN else SEEDS
+    return tuple(FAMILIES[name](name, first + seed) for seed in seeds)
 
 
 def named(name: str, *, master: int | None = None) -> tuple[Recipe, ...]:
@@ -186,8 +297,10 @@ def named(name: str, *, master: int | None = None) -> tuple[Recipe, ...]:
     if name in FAMILIES:
         return family(name, master=master)
     stem, _, digits = name.rpartition("-s")
-    if stem in FAMILIES and digits.isdecimal() and int(digits) % 1000 in SEEDS:
-        return (FAMILIES[stem](stem, int(digits)),)
+    if stem in FAMILIES and digits.isdecimal():
+        members = family(stem, master=int(digits) // 1000)
+        if found := [recipe for recipe in members if recipe.name == name]:
+            return (found[0],)
     recipes = (recipe.name for each in FAMILIES for recipe in family(each, master=master))
     raise _unknown("recipe or family", name, (*families(), *recipes))
 

@@ -29,7 +29,9 @@ __all__ = [
     "PatchCue",
     "Poisoned",
     "Rotated",
+    "Share",
     "Task",
+    "Together",
 ]
 
 CLASS_COUNT = 10
@@ -75,6 +77,29 @@ class Rotated:
         # Outside is zero to grid_sample, so black has to be zero while it works.
         turned = F.grid_sample(inputs - BLACK, places.to(inputs.dtype), align_corners=False)
         return turned + BLACK, targets.clone()
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of several disjoint shares of the images, each with as many of a class as the others.
+
+    >>> inputs, targets = torch.zeros(6, 1, 28, 28), torch.tensor([0, 1, 0, 1, 1, 0])
+    >>> Share(0, 2)(inputs, targets)[1], Share(1, 2)(inputs, targets)[1]
+    (tensor([0, 1, 1, 0]), tensor([0, 1]))
+    """
+
+    part: int
+    of: int
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep, of each class, the images whose number within the class is part modulo of."""
+        if not 0 <= self.part < self.of:
+            raise ArgumentError(
+                "Share.part", found=repr(self.part), expected=f"a number from 0 to {self.of - 1}"
+            )
+        number = (F.one_hot(targets).cumsum(dim=0) - 1).gather(1, targets[:, None]).squeeze(1)
+        kept = number % self.of == self.part
+        return inputs[kept], targets[kept]
 
 
 @dataclass(frozen=True)
@@ -197,7 +222,24 @@ class Corrupted:
         return _normalised(spoiled.clamp(0, 1)), targets.clone()
 
 
-Task = ClassSplit | Rotated | PatchCue | ColourCue | Poisoned | Corrupted
+@dataclass(frozen=True)
+class Together:
+    """Several tasks at once: the images as each of them makes them, one after the other.
+
+    >>> inputs, targets = torch.zeros(2, 1, 28, 28), torch.tensor([3, 4])
+    >>> Together((Rotated(0), Rotated(90)))(inputs, targets)[1]
+    tensor([3, 4, 3, 4])
+    """
+
+    tasks: tuple[Task, ...]
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Make the images of each task, and put them together."""
+        each = [task(inputs, targets) for task in self.tasks]
+        return torch.cat([x for x, _ in each]), torch.cat([y for _, y in each])
+
+
+Task = ClassSplit | Rotated | Share | PatchCue | ColourCue | Poisoned | Corrupted | Together
 
 
 def _noise(intensity: Tensor, sigma: float, seed: int) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sokmerge.errors import ArgumentError
+from sokmerge.params import Params
 from sokmerge.testbed import data, models
 from sokmerge.testbed.fullset import Split
 from sokmerge.testbed.recipes import Recipe
@@ -48,6 +49,7 @@ class Trained:
 def train(
     recipe: Recipe,
     *,
+    start: Params | None = None,
     device: torch.device | str = "cpu",
     each_epoch: Callable[[int], object] = lambda epoch: None,
 ) -> Trained:
@@ -55,6 +57,7 @@ def train(
 
     Args:
         recipe: what to train.
+        start: the state of the network of ``recipe.start``, if the recipe has a start.
         device: where to train.
         each_epoch: called with the number of epochs done, after each one.
 
@@ -68,11 +71,12 @@ def train(
             found=str(recipe.arch.in_channels),
             expected=f"{inputs.shape[1]}, the channels of the recipe's images",
         )
-    module = models.build(recipe.arch, seed=recipe.seed).to(device)
+    module = _beginning(recipe, start).to(device)
+    saved = recipe.adapter.state if recipe.adapter else nn.Module.state_dict
     with _one_thread():
         _optimise(module, inputs, targets, recipe, each_epoch)
         module.load_state_dict(round_to_half(module.state_dict()))
-        state = {name: t.cpu().contiguous() for name, t in module.state_dict().items()}
+        state = {name: t.cpu().contiguous() for name, t in saved(module).items()}
         diverged = [name for name, t in state.items() if not t.isfinite().all()]
         if diverged:
             raise ArgumentError(
@@ -121,6 +125,20 @@ def round_to_half(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def _beginning(recipe: Recipe, start: Params | None) -> nn.Module:
+    """Return the network as it is before the first step, in training mode."""
+    if (start is None) != (recipe.start is None):
+        raise ArgumentError(
+            "start",
+            found="nothing" if start is None else "a state",
+            expected=f"the state of {recipe.start.name}" if recipe.start else "None: it has none",
+        )
+    module = models.build(recipe.arch, seed=recipe.seed)
+    if start is not None:
+        module.load_state_dict(dict(start))
+    return recipe.adapter.adapt(module, recipe.seed) if recipe.adapter else module
+
+
 def _optimise(
     module: nn.Module,
     inputs: Tensor,
@@ -129,9 +147,10 @@ def _optimise(
     each_epoch: Callable[[int], object],
 ) -> None:
     optimizer = _optimizer(module, recipe)
-    steps = recipe.epochs * math.ceil(len(targets) / recipe.batch)
+    steps = (recipe.cycle or recipe.epochs) * math.ceil(len(targets) / recipe.batch)
     scheduler = {
         "cosine": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
+        "cyclic": lambda: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, steps),
         "constant": lambda: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
     }[recipe.schedule]()
     order = torch.Generator().manual_seed(recipe.order_seed)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from sokmerge import params
 from sokmerge.errors import ArgumentError, FileError
 from sokmerge.testbed import checkpoint, models
+from sokmerge.testbed.adapters import LowRank
 from sokmerge.testbed.checkpoint import Entry
 from sokmerge.testbed.recipes import Recipe, families, family, named
 from sokmerge.testbed.training import train
@@ -60,12 +61,19 @@ def load(
 
     Returns:
         The module, whose buffers are those of training, and a copy of its parameters in float32.
+        For a network tuned at low rank the parameters are its factors alone, and the module holds
+        the start. For one tuned in the tangent space the module is the plain network, of which
+        training used the first-order model around ``recipe.start``.
 
     Raises:
         FileError: the checkpoint is missing, truncated, altered or of another network.
     """
     module = models.build(recipe.arch)
-    module.load_state_dict(checkpoint.read(folder_of(recipe), recipe))
+    state = checkpoint.read(folder_of(recipe), recipe)
+    if isinstance(recipe.adapter, LowRank):
+        module.load_state_dict(checkpoint.read(folder_of(recipe.start), recipe.start))
+        module = recipe.adapter.adapt(module, recipe.seed)
+    module.load_state_dict(state)
     module.to(device)
     return module, params.of(module)
 
@@ -187,6 +195,10 @@ def _stand(recipe: Recipe, folder: Path, again: bool, device: str) -> Entry:
                 return checkpoint.manifest(folder)[recipe.file_name]
             except FileError:
                 pass  # missing or unsound: that is what this call is for
-        start = time.perf_counter()
-        trained = train(recipe, device=device)
-        return checkpoint.write(folder, recipe, trained, time.perf_counter() - start)
+        start = None
+        if recipe.start is not None:
+            _stand(recipe.start, folder, again=False, device=device)
+            start = checkpoint.read(folder, recipe.start)
+        began = time.perf_counter()
+        trained = train(recipe, start=start, device=device)
+        return checkpoint.write(folder, recipe, trained, time.perf_counter() - began)

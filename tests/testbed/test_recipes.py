@@ -8,6 +8,7 @@ import pytest
 
 from sokmerge.errors import ArgumentError, UnknownNameError
 from sokmerge.testbed import recipes, tasks
+from sokmerge.testbed.adapters import LowRank
 from sokmerge.testbed.models import MLP, PlainCNN
 from sokmerge.testbed.recipes import Recipe
 
@@ -49,7 +50,28 @@ def test_the_name_of_the_family_does_not():
 def test_families_have_five_seeds_and_no_hash_twice():
     everything = [recipe for name in recipes.families() for recipe in recipes.family(name)]
     assert len({recipe.hash for recipe in everything}) == len(everything)
-    assert len(everything) == 5 * len(recipes.families())
+    assert {recipes.named(recipe.name) for recipe in everything} == {(r,) for r in everything}
+    sizes = {name: len(recipes.family(name)) for name in recipes.families()}
+    assert {name for name, size in sizes.items() if size == 1} == set(recipes.ALONG_ONE_RUN)
+    assert set(sizes.values()) == {1, 5}
+
+
+def test_what_not_every_run_has_enters_the_hash_where_it_is():
+    child = replace(RECIPE, start=RECIPE)
+    assert RECIPE.hash not in (child.hash, replace(child, adapter=LowRank(2)).hash)
+    assert child.hash == replace(RECIPE, start=replace(RECIPE, family="renamed")).hash
+    assert child.hash != replace(RECIPE, start=replace(RECIPE, seed=2)).hash
+    cyclic = replace(RECIPE, schedule="cyclic", cycle=5)
+    assert cyclic.hash != replace(cyclic, cycle=10).hash
+
+
+def test_networks_of_one_seed_start_from_one_network_and_the_lone_ones_do_not():
+    several = [name for name in recipes.families() if name not in recipes.ALONG_ONE_RUN]
+    at = {name: recipes.family(name, master=0)[2] for name in several}
+    together = [r for r in at.values() if r.start is not None]
+    assert {r.start for r in together} == {at["broad"]} and len(together) == 20
+    lone = [r.seed for name, r in at.items() if name.startswith("lone-")]
+    assert len(set(lone)) == len(lone) == 6
 
 
 def test_the_master_seed_makes_another_zoo(monkeypatch):
@@ -75,9 +97,31 @@ def test_an_unknown_name_brings_the_nearest(name, near):
 
 
 @pytest.mark.parametrize(
-    "change", [{"optimizer": "lion"}, {"schedule": "warm"}, {"lr": 0}, {"batch": 0}, {"epochs": 0}]
+    "change",
+    [
+        {"optimizer": "lion"},
+        {"schedule": "warm"},
+        {"lr": 0},
+        {"batch": 0},
+        {"epochs": 0},
+        {"cycle": 5},
+    ],
 )
 def test_a_wrong_setting_is_named(change):
     (field,) = change
+    with pytest.raises(ArgumentError, match=rf"^Recipe\.{field}: found"):
+        replace(RECIPE, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"schedule": "cyclic"}, "cycle"),
+        ({"schedule": "cyclic", "cycle": 3}, "cycle"),
+        ({"adapter": LowRank()}, "start"),
+        ({"start": replace(RECIPE, arch=MLP(width=9))}, "start"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named(change, field):
     with pytest.raises(ArgumentError, match=rf"^Recipe\.{field}: found"):
         replace(RECIPE, **change)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 from sokmerge.errors import ArgumentError
 from sokmerge.testbed import models, tasks, training
+from sokmerge.testbed.adapters import LowRank, Tangent
 
 SMALL = {
     "mlp": models.MLP(width=4, depth=1),
@@ -14,6 +17,10 @@ SMALL = {
     "batch": models.ResidualCNN(norm="batch", channels=(4, 6)),
     "layer": models.ResidualCNN(norm="layer", channels=(4, 6)),
 }
+
+
+def _equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("arch", SMALL.values(), ids=SMALL)
@@ -52,6 +59,46 @@ def test_tasks_are_part_of_training_and_test(tiny):
     assert len(training.inputs_of(recipe, "test")[1]) == 800
     with pytest.raises(ArgumentError, match=r"^recipe\.arch\.in_channels: found 1"):
         training.train(recipe)
+
+
+@pytest.mark.parametrize("schedule", [{"schedule": "constant"}, {"schedule": "cyclic", "cycle": 1}])
+def test_a_run_passes_through_the_networks_of_shorter_runs(tiny, schedule, monkeypatch):
+    once, twice = (tiny(epochs=n, **schedule) for n in (1, 2))
+    passed = {}
+
+    def keep(epoch):
+        module = sys._getframe(1).f_locals["module"]
+        passed[epoch] = training.round_to_half(
+            {k: t.clone() for k, t in module.state_dict().items()}
+        )
+
+    longer, shorter = training.train(twice, each_epoch=keep), training.train(once)
+    assert _equal(passed[1], shorter.state) and _equal(passed[2], longer.state)
+    assert not _equal(passed[1], passed[2])
+
+
+def test_a_run_with_a_start_begins_there(tiny):
+    first = tiny()
+    start = training.train(first).state
+    child = tiny(start=first, lr=1e-9, optimizer="sgd")
+    state = training.train(child, start=start).state
+    assert _equal(state, start)
+    with pytest.raises(ArgumentError, match="^start: found nothing; expected the state of tiny-s0"):
+        training.train(child)
+    with pytest.raises(ArgumentError, match="^start: found a state; expected None"):
+        training.train(first, start=start)
+
+
+def test_a_low_rank_run_saves_factors_and_a_tangent_run_parameters(tiny):
+    first = tiny()
+    start = training.train(first).state
+    low = training.train(tiny(start=first, adapter=LowRank(2)), start=start)
+    assert {k: tuple(t.shape) for k, t in low.state.items()} == {
+        "hidden.0.down": (2, 784), "hidden.0.up": (4, 2), "head.down": (2, 4), "head.up": (10, 2),
+    }  # fmt: skip
+    tangent = training.train(tiny(start=first, adapter=Tangent()), start=start)
+    assert tangent.state.keys() == start.keys()
+    assert not torch.equal(tangent.state["head.weight"], start["head.weight"])
 
 
 def test_divergence_is_named(tiny):

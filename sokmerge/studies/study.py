@@ -1,0 +1,197 @@
+"""What a study is, how its results are made, and how a chapter reads them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from sokmerge import inputs
+from sokmerge.errors import ArgumentError, FileError, UnknownNameError
+from sokmerge.files import sha256, write_atomically
+from sokmerge.reader import provenance
+from sokmerge.reader.repository import find_root
+from sokmerge.reader.tables import Table
+from sokmerge.testbed import zoo
+from sokmerge.testbed.recipes import SEEDS, master_seed
+
+__all__ = ["SHIPPED", "Study", "describe", "folder", "make", "named", "names", "results"]
+
+SHIPPED = Path(__file__).parent / "results"
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A measurement that is repeated with every seed.
+
+    Attributes:
+        name: what the command line calls it; its module is named so, with underscores.
+        rows: the measurement: from a seed to the rows of a table. A cell is a text, a whole
+            number or a finite number; every row has the same columns. The column ``seed`` is
+            added in front.
+        seeds: the seeds; they are positions in the families of the zoo, ``zoo.family(name)[seed]``,
+            so that another master seed makes other networks.
+        varying: columns that differ from run to run, such as seconds.
+    """
+
+    name: str
+    rows: Callable[[int], Iterable[Row]]
+    seeds: Sequence[int] = SEEDS
+    varying: tuple[str, ...] = ()
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all studies."""
+    own = Path(__file__)
+    modules = (p.stem for p in own.parent.glob("*.py") if p != own and p.stem != "__init__")
+    return tuple(sorted(stem.replace("_", "-") for stem in modules))
+
+
+def named(name: str) -> Study:
+    """Return a study by its name.
+
+    Raises:
+        UnknownNameError: there is no study of that name.
+    """
+    known = names()
+    if name not in known:
+        near = get_close_matches(name, known, n=3, cutoff=0.4) or known
+        raise UnknownNameError("study", found=repr(name), expected=f"one of {', '.join(near)}")
+    return importlib.import_module(_module(name)).STUDY
+
+
+def folder() -> Path:
+    """Return where results lie: in the package, or for another master seed in the user's cache."""
+    return zoo.cache().parent / "results" if master_seed() else SHIPPED
+
+
+def results(name: str) -> pd.DataFrame:
+    """Return the results of a study, a row for each measurement; the read is recorded.
+
+    Raises:
+        FileError: the study was not made yet, or its file was altered since.
+    """
+    path = folder() / f"{name}.csv"
+    do = f"Make them: sokmerge results make {name}."
+    if not path.is_file():
+        raise FileError(str(path), found="no such file", expected="results of a study", do=do)
+    digest = sha256(path)
+    if describe(name).get("csv") != digest:
+        raise FileError(
+            str(path),
+            found=f"a table with SHA-256 {digest[:12]}...",
+            expected=f"the one that {name}.json vouches for",
+            do=do,
+        )
+    inputs.record(path, digest)
+    return pd.read_csv(path, keep_default_na=False)
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Return what is told of the results of a study: command, code, versions, seconds, digest.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    path = folder() / f"{name}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileError(
+            str(path),
+            found=f"that it cannot be read ({error})",
+            expected="the provenance of results",
+            do=f"Make them: sokmerge results make {name}.",
+        ) from error
+
+
+def make(
+    name: str,
+    *,
+    seeds: Sequence[int] | None = None,
+    jobs: int = 1,
+    executor: Executor | None = None,
+    into: Path | None = None,
+) -> Path:
+    """Run a study for every seed and write its results, whole or not at all.
+
+    Args:
+        name: which study.
+        seeds: only these, for a trial; by default all of the study.
+        jobs: processes, one thread each.
+        executor: takes the place of those processes; it stays open.
+        into: folder to write to; by default :func:`folder`.
+
+    Returns:
+        The CSV file.
+
+    Raises:
+        UnknownNameError: there is no study of that name.
+        ArgumentError: rows of different columns, or ``jobs`` is not positive.
+    """
+    if jobs < 1:
+        raise ArgumentError("jobs", found=repr(jobs), expected="1 or more")
+    told, into = named(name), Path(into) if into else folder()
+    seeds = tuple(told.seeds if seeds is None else seeds)
+    # spawn, because a process forked from one that has run torch may hang in its threads.
+    context = multiprocessing.get_context("spawn")
+    own = ProcessPoolExecutor(jobs, mp_context=context) if executor is None else None
+    with own or nullcontext(executor) as pool:
+        parts = list(pool.map(_measure, [name] * len(seeds), seeds))
+    rows = [row for part in parts for row in part["rows"]]
+    table = Table.of({column: [row[column] for row in rows] for column in rows[0]})
+    path = write_atomically(into / f"{name}.csv", table.csv())
+    base = find_root()
+    origin = {
+        "study": name,
+        "command": f"sokmerge results make {name}",
+        "csv": sha256(path),
+        "rows": len(rows),
+        "seeds": list(seeds),
+        "master seed": master_seed(),
+        "seconds": round(sum(part["seconds"] for part in parts), 1),
+        "module": sha256(Path(importlib.import_module(_module(name)).__file__)),
+        "inputs": {k: v for part in parts for k, v in part["inputs"].items()},
+        "commit": provenance.commit(base),
+        "versions": provenance.versions(),
+        "device": provenance.device(),
+    }
+    write_atomically(into / f"{name}.json", json.dumps(origin, indent=1, sort_keys=True) + "\n")
+    return path
+
+
+def _measure(name: str, seed: int) -> dict[str, Any]:
+    """Measure one seed in this process, with one thread; called in workers."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        began = time.process_time()
+        rows = [{"seed": seed, **row} for row in named(name).rows(seed)]
+        seconds = time.process_time() - began
+    finally:
+        torch.set_num_threads(threads)
+    columns = {tuple(row) for row in rows}
+    if len(columns) != 1:
+        raise ArgumentError(
+            f"study {name}",
+            found=f"rows with columns {sorted(columns)[:2]}",
+            expected="one or more rows, all with the same columns",
+        )
+    return {"rows": rows, "seconds": seconds, "inputs": inputs.recorded()}
+
+
+def _module(name: str) -> str:
+    return f"sokmerge.studies.{name.replace('-', '_')}"
