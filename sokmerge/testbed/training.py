@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sokmerge import params
 from sokmerge.errors import ArgumentError
 from sokmerge.params import Params
 from sokmerge.testbed import data, models
 from sokmerge.testbed.fullset import Split
 from sokmerge.testbed.recipes import Recipe
 
-__all__ = ["Score", "Trained", "inputs_of", "round_to_half", "score", "train"]
+__all__ = ["Score", "Trained", "fine_tune", "inputs_of", "round_to_half", "score", "train"]
 
 MOMENTUM = 0.9
 
@@ -86,6 +87,38 @@ def train(
             )
         test = (tensor.to(device) for tensor in inputs_of(recipe, "test"))
         return Trained(state, score(module, inputs, targets), score(module, *test))
+
+
+def fine_tune(
+    recipe: Recipe,
+    start: Params,
+    inputs: Tensor | None = None,
+    targets: Tensor | None = None,
+    *,
+    each_epoch: Callable[[int, dict[str, Tensor]], object] = lambda epoch, params: None,
+) -> dict[str, Tensor]:
+    """Go on from given parameters as a recipe says, and return where that leads, not rounded.
+
+    Architecture, rate, schedule, batch, epochs and order of images are the recipe's; its start
+    and its seed of initial weights are not used.
+
+    Args:
+        recipe: how to train.
+        start: the parameters to start from; they are not changed.
+        inputs: what to train on; the recipe's own training images by default.
+        targets: their targets.
+        each_epoch: called after each epoch with its number and a copy of the parameters.
+    """
+    if inputs is None or targets is None:
+        inputs, targets = inputs_of(recipe, "train")
+    module = models.build(recipe.arch)
+    module.load_state_dict(dict(start))
+    module.to(inputs.device)
+    with _one_thread():
+        _optimise(
+            module, inputs, targets, recipe, lambda epoch: each_epoch(epoch, params.of(module))
+        )
+    return params.of(module)
 
 
 def inputs_of(recipe: Recipe, split: Split) -> tuple[Tensor, Tensor]:

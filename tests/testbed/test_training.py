@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 
+from sokmerge import params
 from sokmerge.errors import ArgumentError
 from sokmerge.testbed import models, tasks, training
 from sokmerge.testbed.adapters import LowRank, Tangent
@@ -66,13 +65,11 @@ def test_a_run_passes_through_the_networks_of_shorter_runs(tiny, schedule, monke
     once, twice = (tiny(epochs=n, **schedule) for n in (1, 2))
     passed = {}
 
-    def keep(epoch):
-        module = sys._getframe(1).f_locals["module"]
-        passed[epoch] = training.round_to_half(
-            {k: t.clone() for k, t in module.state_dict().items()}
-        )
+    def keep(epoch, params):
+        passed[epoch] = training.round_to_half(params)
 
-    longer, shorter = training.train(twice, each_epoch=keep), training.train(once)
+    training.fine_tune(twice, params.of(models.build(twice.arch, twice.seed)), each_epoch=keep)
+    longer, shorter = training.train(twice), training.train(once)
     assert _equal(passed[1], shorter.state) and _equal(passed[2], longer.state)
     assert not _equal(passed[1], passed[2])
 
@@ -87,6 +84,16 @@ def test_a_run_with_a_start_begins_there(tiny):
         training.train(child)
     with pytest.raises(ArgumentError, match="^start: found a state; expected None"):
         training.train(first, start=start)
+
+
+def test_going_on_leaves_the_start_as_it_was_and_takes_any_images(tiny):
+    recipe = tiny(limit=None)
+    start = params.of(models.build(recipe.arch))
+    before = {name: tensor.clone() for name, tensor in start.items()}
+    x, y = training.inputs_of(tiny(), "train")
+    there = training.fine_tune(recipe, start, x, y)
+    assert _equal(before, start) and not _equal(start, there)
+    assert _equal(there, training.fine_tune(tiny(), start))
 
 
 def test_a_low_rank_run_saves_factors_and_a_tangent_run_parameters(tiny):
