@@ -10,7 +10,21 @@ from sokmerge.merge.aggregation import (
     regmean,
     slerp,
 )
-from sokmerge.merge.alignment import Matching, activation_matching, weight_matching
+from sokmerge.merge.alignment import (
+    Matching,
+    Universe,
+    VarianceRatio,
+    activation_matching,
+    annealed_matching,
+    cca_merge,
+    cycle_consistent_matching,
+    repair,
+    sinkhorn_matching,
+    straight_through_matching,
+    tact,
+    variance_ratio,
+    weight_matching,
+)
 from sokmerge.merge.reconcile import Note, Reconciled, reconcile
 from sokmerge.merge.report import Conflict, Move, Report, report
 from sokmerge.merge.task_vectors import (
@@ -39,11 +53,16 @@ __all__ = [
     "Note",
     "Reconciled",
     "Report",
+    "Universe",
+    "VarianceRatio",
     "activation_matching",
+    "annealed_matching",
     "average",
     "breadcrumbs",
+    "cca_merge",
     "concrete",
     "consensus",
+    "cycle_consistent_matching",
     "dare",
     "declaration",
     "della",
@@ -60,11 +79,16 @@ __all__ = [
     "module_arithmetic",
     "reconcile",
     "regmean",
+    "repair",
     "report",
+    "sinkhorn_matching",
     "slerp",
+    "straight_through_matching",
+    "tact",
     "tangent",
     "task_arithmetic",
     "ties",
     "tsv",
+    "variance_ratio",
     "weight_matching",
 ]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sokmerge import merge
+from sokmerge.symmetry import PermutationGroup
 
 
 def _weight_matching(stage):
@@ -29,13 +30,92 @@ def _activation_matching(stage):
         stage.require_there(stage.group.act(found.permutation, stage.b))
 
 
+def _fit(stage):
+    """A loss that can be differentiated."""
+
+    def loss(point):
+        outputs = torch.func.functional_call(
+            stage.module, {**dict(stage.module.named_buffers()), **point}, (stage.inputs,)
+        )
+        return torch.nn.functional.cross_entropy(outputs, stage.targets)
+
+    return loss
+
+
+def _straight_through(stage):
+    if not stage.differentiates:
+        return
+    found = merge.straight_through_matching(
+        stage.a, stage.b, stage.group, loss=_fit(stage), steps=1
+    )
+    stage.require_there(stage.group.act(found.permutation, stage.b))
+
+
+def _sinkhorn(stage):
+    if not stage.differentiates:
+        return
+    found = merge.sinkhorn_matching(
+        stage.a, stage.b, stage.group, loss=_fit(stage), steps=1, iterations=1
+    )
+    assert np.isnan(found.similarity)
+    assert merge.sinkhorn_matching(stage.a, stage.b, stage.group, steps=1, iterations=1).passes == 1
+
+
+def _annealed(stage):
+    found = merge.annealed_matching(
+        stage.a, stage.b, stage.group, score=lambda point: -stage.risk(point).loss, steps=1
+    )
+    stage.require_there(stage.group.act(found.permutation, stage.b))
+
+
+def _cycle_consistent(stage):
+    if not stage.differentiates:
+        return
+    models = [stage.a, stage.b]
+    found = merge.cycle_consistent_matching(models, stage.group)
+    assert np.isnan(found.similarity) and found.passes == 1
+    stage.require_there(stage.group.act(found.between(0, 1), stage.b))
+
+
+# The blocks whose units a linear map may mix; all of them where the network has none.
+MIXABLE = {"cnn": ("3", "6"), "transformer": ("layers.0.up", "layers.1.up")}
+
+
+def _cca(stage):
+    names = MIXABLE.get(stage.network, tuple(block.name for block in stage.group.blocks))
+    group = PermutationGroup(tuple(b for b in stage.group.blocks if b.name in names))
+    models = [stage.a, stage.b]
+    stage.require_there(merge.cca_merge(stage.module, models, group, stage.inputs, chunk=4))
+
+
+def _repair(stage):
+    models = [stage.a, stage.b]
+    stage.require_there(
+        merge.repair(stage.module, models, stage.group, stage.inputs, weights=[1, 2], chunk=4)
+    )
+
+
+def _tact(stage):
+    tasks = [stage.inputs, stage.inputs]
+    stage.require_there(*merge.tact(stage.module, [stage.a, stage.b], stage.group, tasks))
+
+
 CASES = {
+    "annealed_matching": _annealed,
+    "cca_merge": _cca,
+    "cycle_consistent_matching": _cycle_consistent,
+    "repair": _repair,
+    "sinkhorn_matching": _sinkhorn,
+    "straight_through_matching": _straight_through,
+    "tact": _tact,
     "activation_matching": _activation_matching,
     "weight_matching": _weight_matching,
 }
 
 # (method, network): why the method refuses it.
-DOES_NOT_APPLY: dict[tuple[str, str], str] = {}
+DOES_NOT_APPLY: dict[tuple[str, str], str] = {
+    ("cca_merge", "residual"): "all its units pass through a normalisation of single units",
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -45,6 +125,13 @@ def test_it_runs_where_no_number_is_known(stage, rehearse, name):
 
 def test_every_declared_method_is_rehearsed(declared):
     assert set(CASES) == declared("alignment")
+
+
+def test_the_loss_of_variance_runs_where_no_number_is_known(stage):
+    layers = dict(stage.module.named_modules())
+    group = PermutationGroup(tuple(b for b in stage.group.blocks if b.name in layers))
+    found = merge.variance_ratio(stage.module, stage.a, stage.b, group, stage.inputs)
+    assert len(found) >= 1 and all(np.isnan(each.measured) for each in found)
 
 
 def test_elements_of_the_group_run_where_no_number_is_known(stage):

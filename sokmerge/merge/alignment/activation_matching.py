@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sokmerge.errors import ArgumentError
+from sokmerge.merge.alignment.activations import variance
 from sokmerge.merge.alignment.matching import Matching, assign
 from sokmerge.merge.taxonomy import method
 from sokmerge.network import Network
@@ -92,7 +93,7 @@ def activation_matching(
 
     sums = {block.name: _Moments() for block in group.blocks}
     state_a, state_b = network.state(a, inputs), network.state(b, inputs)
-    seen = _observe(network, group)
+    seen, _ = observe(network, group)
     with torch.inference_mode():
         for x in inputs.split(chunk):
             network(state_a, x)
@@ -109,9 +110,15 @@ def activation_matching(
     return Matching(permutation, reached, passes=1)
 
 
-def _observe(network: Network, group: PermutationGroup) -> dict[str, Tensor]:
-    """Return a dictionary that always holds what the readers of each block were last given."""
+def observe(
+    network: Network, group: PermutationGroup
+) -> tuple[dict[str, Tensor], list[torch.utils.hooks.RemovableHandle]]:
+    """Return a dictionary that always holds what the readers of each block were last given.
+
+    And the handles by which it is ended, where the network is used further.
+    """
     seen: dict[str, Tensor] = {}
+    handles = []
 
     def keep(name: str, site: Site):
         def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -121,8 +128,8 @@ def _observe(network: Network, group: PermutationGroup) -> dict[str, Tensor]:
 
     for block in group.blocks:
         reader = network.skeleton.get_submodule(block.site.module)
-        reader.register_forward_pre_hook(keep(block.name, block.site))
-    return seen
+        handles.append(reader.register_forward_pre_hook(keep(block.name, block.site)))
+    return seen, handles
 
 
 def _units_last(activations: Tensor, site: Site) -> Tensor:
@@ -152,17 +159,10 @@ class _Moments:
     def correlation(self) -> Tensor:
         mean_a, mean_b = self.sum_a / self.rows, self.sum_b / self.rows
         covariance = self.cross / self.rows - torch.outer(mean_a, mean_b)
-        variance_a = _variance(mean_a, self.square_a / self.rows)
-        variance_b = _variance(mean_b, self.square_b / self.rows)
-        product = torch.outer(variance_a, variance_b).sqrt()
+        spread_a = variance(mean_a, self.square_a / self.rows)
+        spread_b = variance(mean_b, self.square_b / self.rows)
+        product = torch.outer(spread_a, spread_b).sqrt()
         return torch.where(product > 0, covariance / product, 0.0)
-
-
-def _variance(mean: Tensor, mean_square: Tensor) -> Tensor:
-    """Return the variance of each unit, exactly 0 where it is but rounding."""
-    variance = mean_square - mean.square()
-    rounding = 1e4 * torch.finfo(mean.dtype).eps * mean_square
-    return variance.where(variance > rounding, 0.0)
 
 
 def _attained(scores: Tensor, permutation: Tensor) -> float:
