@@ -5,8 +5,8 @@ file that says how they were made, and one command makes them again::
 
     sokmerge results make bake-off --jobs 2
 
-Each module of this package but :mod:`~sokmerge.studies.study` declares one study, ``STUDY``, whose
-name is the module's with hyphens.
+Each module of this package but :mod:`~sokmerge.studies.study`, and each package within it, declares
+one study, ``STUDY``, whose name is its own with hyphens.
 """
 
 from sokmerge.studies.study import Study, make, named, names, results

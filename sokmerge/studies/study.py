@@ -26,7 +26,7 @@ from sokmerge.reader.tables import Table
 from sokmerge.testbed import zoo
 from sokmerge.testbed.recipes import SEEDS, master_seed
 
-__all__ = ["SHIPPED", "Study", "describe", "folder", "make", "named", "names", "results"]
+__all__ = ["SHIPPED", "Study", "code_of", "describe", "folder", "make", "named", "names", "results"]
 
 SHIPPED = Path(__file__).parent / "results"
 
@@ -55,9 +55,17 @@ class Study:
 
 def names() -> tuple[str, ...]:
     """Return the names of all studies."""
-    own = Path(__file__)
-    modules = (p.stem for p in own.parent.glob("*.py") if p != own and p.stem != "__init__")
-    return tuple(sorted(stem.replace("_", "-") for stem in modules))
+    here = Path(__file__).parent
+    modules = {p.stem for p in here.glob("*.py")} - {Path(__file__).stem, "__init__"}
+    packages = {p.parent.name for p in here.glob("*/__init__.py")}
+    return tuple(sorted(stem.replace("_", "-") for stem in modules | packages))
+
+
+def code_of(name: str) -> str:
+    """Return one SHA-256 of the files in which a study is written: its module, or its package."""
+    stem = Path(__file__).parent / name.replace("-", "_")
+    files = sorted(stem.glob("*.py")) or [stem.with_suffix(".py")]
+    return provenance.combined({file.name: sha256(file) for file in files})
 
 
 def named(name: str) -> Study:
@@ -70,7 +78,7 @@ def named(name: str) -> Study:
     if name not in known:
         near = get_close_matches(name, known, n=3, cutoff=0.4) or known
         raise UnknownNameError("study", found=repr(name), expected=f"one of {', '.join(near)}")
-    return importlib.import_module(_module(name)).STUDY
+    return importlib.import_module(f"sokmerge.studies.{name.replace('-', '_')}").STUDY
 
 
 def folder() -> Path:
@@ -163,7 +171,7 @@ def make(
         "seeds": list(seeds),
         "master seed": master_seed(),
         "seconds": round(sum(part["seconds"] for part in parts), 1),
-        "module": sha256(Path(importlib.import_module(_module(name)).__file__)),
+        "code": code_of(name),
         "inputs": {k: v for part in parts for k, v in part["inputs"].items()},
         "commit": provenance.commit(base),
         "versions": provenance.versions(),
@@ -191,7 +199,3 @@ def _measure(name: str, seed: int) -> dict[str, Any]:
             expected="one or more rows, all with the same columns",
         )
     return {"rows": rows, "seconds": seconds, "inputs": inputs.recorded()}
-
-
-def _module(name: str) -> str:
-    return f"sokmerge.studies.{name.replace('-', '_')}"

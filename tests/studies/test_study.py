@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -22,13 +21,13 @@ from sokmerge.studies import study
 def squares(monkeypatch, tmp_path):
     """A study that is known by the name of squares, whose results lie in a folder of their own."""
     module = ModuleType("sokmerge.studies.squares")
-    module.__file__ = __file__
     module.STUDY = studies.Study("squares", lambda seed: [{"x": seed, "y": seed**2, "s": 0.1}],
                                  seeds=(0, 1, 2), varying=("s",))  # fmt: skip
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(study, "names", lambda: ("squares",))
     monkeypatch.setattr(studies, "names", lambda: ("squares",))
     monkeypatch.setattr(study, "SHIPPED", tmp_path)
+    monkeypatch.setattr(study, "code_of", "the code of {}".format)
     monkeypatch.delenv("SOKMERGE_MASTER_SEED", raising=False)
     return module
 
@@ -47,7 +46,7 @@ def test_results_are_what_was_measured_and_the_read_is_recorded(made):
     assert inputs.recorded()["squares.csv"] == sha256(made)
     told = study.describe("squares")
     assert told["command"] == "sokmerge results make squares" and told["seeds"] == [0, 1, 2]
-    assert told["module"] == sha256(Path(__file__))
+    assert told["code"] == "the code of squares"
 
 
 def test_an_altered_table_is_not_read(made):
@@ -96,10 +95,22 @@ def test_one_seed_again_is_compared(made, squares, monkeypatch):
     assert again.exit_code == 1 and "column 'y': 4 there, 7 now" in again.output
 
 
+def test_the_code_of_a_study_is_all_its_files(monkeypatch, tmp_path):
+    monkeypatch.setattr(study, "__file__", str(tmp_path / "study.py"))
+    (tmp_path / "one_study.py").write_text("STUDY = 1")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "__init__.py").write_text("STUDY = 2")
+    assert studies.names() == ("one-study", "other")
+    before = [study.code_of(name) for name in studies.names()]
+    assert len(set(before)) == 2
+    (tmp_path / "other" / "part.py").write_text("x = 1")
+    after = [study.code_of(name) for name in studies.names()]
+    assert after[0] == before[0] and after[1] != before[1]
+
+
 @pytest.mark.parametrize("name", studies.names())
 def test_every_study_is_made_by_the_module_as_it_is(name):
     told = json.loads((study.SHIPPED / f"{name}.json").read_text(encoding="utf-8"))
-    module = Path(study.__file__).with_name(f"{name.replace('-', '_')}.py")
-    assert told["module"] == sha256(module), f"make it again: sokmerge results make {name}"
+    assert told["code"] == study.code_of(name), f"make it again: sokmerge results make {name}"
     assert told["csv"] == sha256(study.SHIPPED / f"{name}.csv") and told["master seed"] == 0
     assert len(told["seeds"]) >= 5 and studies.named(name).name == name
