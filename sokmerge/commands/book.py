@@ -90,8 +90,10 @@ def check(names: Names = None) -> None:
 
 
 def pages() -> None:
-    """Write the claims ledger, the figure index and the figures' PNG files."""
-    for path in book_pages.write(root()):
+    """Write the claims ledger, the figure index, the taxonomy and the figures' PNG files."""
+    from sokmerge import merge
+
+    for path in book_pages.write(root(), merge.methods()):
         typer.echo(path)
 
 

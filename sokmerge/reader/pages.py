@@ -1,5 +1,7 @@
 """Pages that are made from what the notebooks hold: the claims ledger and the figure index.
 
+So are the parts of the taxonomy page that say what each method is, if the methods are given.
+
 They are plain MyST. Files of figures are linked by HTML, for they are no pages of the book: the
 site has ``book/public`` at its root.
 """
@@ -8,21 +10,23 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from sokmerge.files import write_atomically
-from sokmerge.reader import listing
+from sokmerge.reader import listing, taxonomy_map, taxonomy_table
 from sokmerge.reader.chapters import Chapter, chapters
+from sokmerge.reader.citations import keys_of
 from sokmerge.reader.claims import MARKS
 from sokmerge.reader.estimates import Verdict
+from sokmerge.reader.methods import Method, label_of, sections
 from sokmerge.reader.repository import PUBLIC
 
-__all__ = ["write", "claims_ledger", "figure_index"]
+__all__ = ["write", "claims_ledger", "figure_index", "taxonomy"]
 
-_TO_ROOT = ".."  # both pages lie in book/, one folder below the root of the site
+_TO_ROOT = ".."  # all pages lie in book/, one folder below the root of the site
 
 _LEDGER = """\
 (claims-ledger)=
@@ -45,8 +49,12 @@ provenance names seeds, networks, code, versions and device; it also stands insi
 """
 
 
-def write(base: Path) -> list[Path]:
+def write(base: Path, methods: Sequence[Method] = ()) -> list[Path]:
     """Write both pages, and each figure's PNG as its notebook holds it.
+
+    Args:
+        base: root of the book.
+        methods: if there are any, the parts of the taxonomy page are written too.
 
     Returns:
         the files whose content is new.
@@ -56,6 +64,9 @@ def write(base: Path) -> list[Path]:
         base / "book" / "claims-ledger.md": claims_ledger(found).encode(),
         base / "book" / "figure-index.md": figure_index(found).encode(),
     }
+    if methods:
+        for name, text in taxonomy(found, methods, keys_of(base)).items():
+            contents[base / "book" / "_taxonomy" / name] = text.encode()
     for chapter in found:
         for figure in chapter.figures:
             name = figure.record["id"]
@@ -93,6 +104,28 @@ def figure_index(found: Iterable[Chapter]) -> str:
         parts.append(f"## {{doc}}`{_escape(items[0]['title'])} </notebooks/{name}>`\n")
         parts += map(_figure, items)
     return "\n".join(parts)
+
+
+def taxonomy(found: Iterable[Chapter], methods: Sequence[Method], keys: set[str]) -> dict[str, str]:
+    """Return the parts of the taxonomy page: ``map.html``, ``needs.md``, ``equations.md``.
+
+    A method that no chapter explains yet is shown without a link, a paper that is not in the
+    bibliography by its key, so that the page can always be built; that nothing is missing is for
+    :func:`~sokmerge.reader.guards.check_methods` to say.
+    """
+    found = list(found)
+    known = sections(found)
+    links = {
+        method.name: f"{_TO_ROOT}/{known[label_of(method.name)][0].address}"
+        for method in methods
+        if label_of(method.name) in known
+    }
+    addresses = {chapter.name.rsplit("/", 1)[-1]: f"{_TO_ROOT}/{chapter.page}" for chapter in found}
+    return {
+        "map.html": taxonomy_map.map_of(methods, links, addresses),
+        "needs.md": taxonomy_table.first_table(methods, links.keys(), keys),
+        "equations.md": taxonomy_table.second_table(methods, links.keys()),
+    }
 
 
 def _summary(claims: list[dict[str, Any]]) -> str:

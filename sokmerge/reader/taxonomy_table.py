@@ -1,0 +1,95 @@
+"""Two tables of all methods, as MyST: what each needs and gives, and how it is written and set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+
+from sokmerge.reader.methods import Method, label_of
+from sokmerge.reader.taxonomy_map import branches, sub_branch
+
+__all__ = ["first_table", "second_table"]
+
+# A bracket that is escaped, as in \{, counts as the bracket it is.
+_TOKENS = re.compile(
+    r"(?P<space>,\s*\\(?: |qquad\b|quad\b)\s*)"
+    r"|(?P<opens>\\?[{(\[]|\\langle\b)|(?P<closes>\\?[})\]]|\\rangle\b)|\\."
+)
+
+
+def first_table(methods: Sequence[Method], explained: Collection[str], keys: set[str]) -> str:
+    """Return the table of branch, paper, needs, scope and result.
+
+    Args:
+        methods: the methods.
+        explained: names of those that a chapter has a section on: these are linked.
+        keys: the bibliography: other papers are named by their keys.
+    """
+    rows = []
+    for branch, chapters in branches(methods).items():
+        for chapter, own in chapters.items():
+            place = branch if len(chapters) == 1 else f"{branch}: {sub_branch(chapter)}"
+            for m in own:
+                paper = f"{{cite:t}}`{m.paper}`" if m.paper in keys else f"`{m.paper}`"
+                needs = ", ".join(m.needs) or "–"
+                rows.append([_name(m, explained), place, paper, needs, m.scope, m.returns])
+    heads = ["Method", "Branch", "Paper", "Needs", "Scope", "Returns"]
+    return _table(heads, sorted(rows, key=_by_name), "18 20 24 16 10 12")
+
+
+def second_table(methods: Sequence[Method], explained: Collection[str]) -> str:
+    """Return the table of equation, defaults, tie rule and sign rule."""
+    rows = [
+        [
+            _name(m, explained),
+            "\n\n".join(f"${part}$" for part in statements(m.equation)),
+            ", ".join(f"`{key}={_shown(value)}`" for key, value in m.defaults.items()) or "–",
+            _plain(m.ties or "–"),
+            _plain(m.signs or "–"),
+        ]
+        for m in methods
+    ]
+    heads = ["Method", "Equation", "Defaults", "Ties", "Signs"]
+    return _table(heads, sorted(rows, key=_by_name), "16 36 16 16 16")
+
+
+def statements(equation: str) -> list[str]:
+    r"""Split an equation where a comma and a space stand outside of all brackets.
+
+    >>> statements(r"\theta=\tau,\ \tau=f(a,\ b)")
+    ['\\theta=\\tau', '\\tau=f(a,\\ b)']
+    """
+    parts, start, depth = [], 0, 0
+    for token in _TOKENS.finditer(equation):
+        if token["space"] and depth == 0:
+            parts.append(equation[start : token.start()])
+            start = token.end()
+        depth += bool(token["opens"]) - bool(token["closes"])
+    return [*parts, equation[start:]]
+
+
+def _name(method: Method, explained: Collection[str]) -> str:
+    if method.name in explained:
+        return f"[`{method.name}`](#{label_of(method.name)})"
+    return f"`{method.name}`"
+
+
+def _by_name(row: Sequence[str]) -> str:
+    return row[0].strip("[`")
+
+
+def _shown(value: object) -> str:
+    return getattr(value, "__name__", None) or repr(value)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]<>#|$~^@])", r"\\\1", text)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], widths: str) -> str:
+    lines = ["````{list-table}", ":header-rows: 1", f":widths: {widths}", ":class: sm-sortable"]
+    lines.append("")
+    for row in (heads, *rows):
+        for mark, cell in zip(["* -", *["  -"] * (len(row) - 1)], row, strict=True):
+            lines.append(f"{mark} {cell}".replace("\n", "\n    ").replace("    \n", "\n"))
+    return "\n".join([*lines, "````", ""])
