@@ -54,7 +54,7 @@ def graft_mask(
     *,
     steps: int = 100,
     lr: float = 0.1,
-    penalty: float = 1.0,
+    penalty: float = 0.3,
     start: float = 3.0,
 ) -> dict[str, Tensor]:
     r"""Learn which entries of a network, put into its base, do best at a task.
@@ -136,7 +136,7 @@ def grafting(
     density: float = 0.02,
     steps: int = 100,
     lr: float = 0.1,
-    penalty: float = 1.0,
+    penalty: float = 0.3,
 ) -> Grafts:
     r"""Graft a small part of each network onto the base.
 
