@@ -8,6 +8,7 @@ well.
 from __future__ import annotations
 
 import base64
+import csv
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -20,14 +21,17 @@ from sokmerge.reader.chapters import Chapter, chapters, code_cells, displays
 from sokmerge.reader.citations import keys_of
 from sokmerge.reader.digits import MOST_DIGITS
 from sokmerge.reader.freshness import KEY, stale
+from sokmerge.reader.methods import Method, label_of, sections
 from sokmerge.reader.repository import PUBLIC, toc
 
-__all__ = ["GUARDS", "check", "check_book"]
+__all__ = ["GUARDS", "check", "check_book", "check_methods"]
 
 MOST_BYTES = 300_000
 CELLS = range(8, 15)
 MOST_LINES = 12
 MOST_SECONDS = 60
+COMPARISON = Path("book", "public", "results", "bake-off.csv")
+"""The table in which all methods are compared; its column ``method`` holds their names."""
 
 _NEVER_COMPARED = {"image/png", "image/jpeg", "application/vnd.jupyter.widget-view+json"}
 _IGNORED = {"nbval-ignore-output", "nbval-skip"}
@@ -186,6 +190,40 @@ def check_book(base: Path) -> list[str]:
         for chapter in found
         if chapter.name not in listed
     ]
+
+
+def check_methods(base: Path, methods: Iterable[Method]) -> list[str]:
+    """Return which method lacks a section of its own, a citation there, or a row of comparison.
+
+    A section is a labelled one, ``(method-the-name)=``, in a chapter on merging; it cites the
+    paper that the method is declared to be from.
+    """
+    found, keys = sections(chapters(base)), keys_of(base)
+    compared, told = _compared(base / COMPARISON), []
+    for method in methods:
+        name, label = method.name, label_of(method.name)
+        own = found.get(label, [])
+        places = " and ".join(section.chapter for section in own)
+        if not own:
+            told.append(f"method {name} has no section: no chapter holds ({label})=")
+        elif len(own) > 1:
+            told.append(f"method {name} has {len(own)} sections, in {places}")
+        elif not places.startswith("merging/"):
+            told.append(f"method {name} has its section in {places}, which is not on merging")
+        if method.paper not in keys:
+            told.append(f"method {name} is from {method.paper}, not in book/references.bib")
+        if own and not any(method.paper in section.cites for section in own):
+            told.append(f"method {name} does not have {method.paper} cited in its section")
+        if name not in compared:
+            told.append(f"method {name} has no row in {COMPARISON.as_posix()}")
+    return told
+
+
+def _compared(path: Path) -> set[str]:
+    if not path.is_file():
+        return set()
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row.get("method", "") for row in csv.DictReader(file)}
 
 
 def _tags(cell: NotebookNode) -> list[str]:
