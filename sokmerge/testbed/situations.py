@@ -7,7 +7,7 @@ methods over the four says what merging has to do with the loss landscape.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -40,7 +40,8 @@ class Situation:
         models: the recipes of the two networks. Of the same task each has seen half of the images;
             of different tasks, all images in one of two corruptions.
         start: the recipe of the network from which both started; None if they have their own.
-        joint: the recipe of a network trained on all that the two have seen together.
+        joint: the recipe of a network trained as the first one was, on all that the two have seen
+            together. It is not in the zoo.
         tasks: the two tasks on whose images, taken together, a merge is judged. A task of None is
             the images as they are.
     """
@@ -94,11 +95,12 @@ def situation(name: Name, seed: int, *, master: int | None = None) -> Situation:
         return family(family_name, master=master)[seed]
 
     first, second = (of(each if together else f"lone-{each}") for each in pair)
+    tasks = (None, None) if same else tuple(CORRUPTIONS[each] for each in pair)
     return Situation(
         name=name,
         seed=seed,
         models=(first, second),
         start=of("broad") if together else None,
-        joint=of("tuned-0" if same else "joint-pair"),
-        tasks=(None, None) if same else tuple(CORRUPTIONS[each] for each in pair),
+        joint=replace(first, family="joint", tasks=() if same else (Together(tasks),)),
+        tasks=tasks,
     )
