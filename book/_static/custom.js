@@ -8,7 +8,7 @@ document.addEventListener("DOMContentLoaded", () => {
 
 /* What scrolls in its own box can be reached and scrolled by keyboard. */
 (() => {
-  const boxes = "article :is(div.math mjx-container, .cell_output div, .cell_output pre, .pst-scrollable-table-container)";
+  const boxes = "article :is(div.math mjx-container, .sm-sortable mjx-container, .cell_output div, .cell_output pre, .pst-scrollable-table-container)";
   const reach = () => {
     for (const box of document.querySelectorAll(boxes)) {
       const style = getComputedStyle(box);

@@ -34,17 +34,14 @@ def test_map_and_tables_link_the_same_sections(site):
     page = site.pages[PAGE]
     on_map = {a["href"] for a in page.select("svg a.sm-map-method")}
     in_list = {a["href"] for a in page.select(".sm-map-listing li a")}
-    tables = [
-        {a["href"] for a in table.select("td:first-child a")}
-        for table in page.select(".sm-sortable")
-    ]
-    assert on_map == in_list == tables[0] == tables[1]
+    tables = page.select("table.sm-sortable")
+    in_tables = [{a["href"] for a in table.select("td:first-child a")} for table in tables]
+    assert on_map == in_list == in_tables[0] == in_tables[1]
     assert {a["aria-label"].split(":")[0] for a in page.select("svg a.sm-map-method")} <= set(NAMES)
 
 
 # What leaves its box, or is smaller than can be read, in the drawing as it is shown.
-MISFITS = """() => [...document.querySelectorAll('.sm-map-drawing :is(.sm-map-head, .sm-map-method)')]
-    .flatMap(group => {
+MISFITS = """() => [...document.querySelectorAll('.sm-map-head, .sm-map-method')].flatMap(group => {
         const box = group.querySelector('rect').getBoundingClientRect();
         return [...group.querySelectorAll('text')].filter(text => {
             const at = text.getBoundingClientRect();
@@ -110,10 +107,8 @@ def test_on_a_phone_the_map_is_lists_that_unfold(watched, address):
         for i in range(summaries.count()):
             summaries.nth(i).focus()
             page.keyboard.press("Enter")
-        shown = [
-            name for name in page.locator(".sm-map-listing li code").all() if name.is_visible()
-        ]
-        assert len(shown) == len(NAMES)
+        names = page.locator(".sm-map-listing li code").all()
+        assert sum(name.is_visible() for name in names) == len(NAMES)
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 
@@ -161,7 +156,8 @@ def test_a_heading_sorts_the_table_and_says_so(watched, address):
         seen.assert_quiet()
 
 
-NUMBERS = """<table class="sm-sortable"><thead><tr><th>Method</th><th>Error</th><th>Cost</th></tr></thead>
+NUMBERS = """<table class="sm-sortable">
+<thead><tr><th>Method</th><th>Error</th><th>Cost</th></tr></thead>
 <tbody><tr><th>a</th><td>10.5 ± 1</td><td data-sort="3">three</td></tr>
 <tr><th>b</th><td>9</td><td data-sort="20">twenty</td></tr>
 <tr><th>c</th><td>–</td><td data-sort="1">one</td></tr>
