@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -199,3 +201,58 @@ def test_links_follow_the_labels_in_the_chapters(executed_book, add_chapter):
     assert "#method-average" not in told
     table = (executed_book / "book/_taxonomy/needs.md").read_text()
     assert "[`known`](#method-known)" in table and "* - `average`" in table
+
+
+CONFIG = """
+extensions = ["myst_nb", "sphinxcontrib.bibtex"]
+bibtex_bibfiles = ["book/references.bib"]
+nb_execution_mode = "off"
+myst_enable_extensions = ["dollarmath"]
+suppress_warnings = ["mystnb.unknown_mime_type"]
+exclude_patterns = ["_build", "book/_taxonomy", "notebooks/part"]
+"""
+
+PAGE = """
+# Taxonomy
+
+```{raw} html
+:file: _taxonomy/map.html
+```
+
+```{include} _taxonomy/needs.md
+```
+
+```{include} _taxonomy/equations.md
+```
+
+```{bibliography}
+```
+"""
+
+
+@pytest.mark.slow
+def test_sphinx_builds_the_page_and_follows_the_labels(executed_book, add_chapter):
+    add_chapter(executed_book, "merging/elsewhere", [], "# E\n\n(method-known)=\n## Known")
+    pages.write(executed_book, METHODS)
+    (executed_book / "conf.py").write_text(CONFIG)
+    (executed_book / "book/taxonomy.md").write_text(PAGE)
+    (executed_book / "index.md").write_text(
+        "# Start\n\n```{toctree}\nnotebooks/merging/elsewhere\nbook/taxonomy\n```\n"
+    )
+    for name in ("claims-ledger", "figure-index"):
+        (executed_book / "book" / f"{name}.md").unlink()
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "-n", "-q", "-b", "html", ".", "_build"],
+        cwd=executed_book,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    built = (executed_book / "_build/book/taxonomy.html").read_text()
+    page = BeautifulSoup(built, "html.parser")
+    target = "../notebooks/merging/elsewhere.html#method-known"
+    found = [a for a in page.select("a[href]") if a["href"] == target]
+    assert len(found) == 4, "on the map, in the list, in both tables"
+    other = (executed_book / "_build/notebooks/merging/elsewhere.html").read_text()
+    assert BeautifulSoup(other, "html.parser").select("#method-known")
+    assert len(page.select("table.sm-sortable")) == 2
