@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sokmerge.reader.estimates import Estimate
+from sokmerge.reader.styling import PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["contours", "curve", "curves", "places", "replicates", "rise"]
+__all__ = ["contours", "curve", "curves", "heat_table", "places", "replicates", "rise"]
 
 _NORMAL_95 = 1.96
 _DASHES = ("-", "--", "-.", ":")  # so that curves are told apart without colour as well
@@ -127,6 +128,64 @@ def curves(ax: Axes, x: np.ndarray, named: Mapping[str, Any], **axes: Any) -> No
         curve(ax, x, y, stderr, label, linestyle=_DASHES[index % len(_DASHES)])
     ax.set(**axes)
     ax.legend()
+
+
+def heat_table(
+    ax: Axes,
+    groups: Mapping[str, Mapping[str, Sequence[float | None]]],
+    columns: Sequence[str],
+    *,
+    shade: Callable[[int, float], float],
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Draw a table of numbers whose cells are coloured, in groups of rows under a heading each.
+
+    Args:
+        ax: where to draw; give the figure a height of about a quarter of an inch for each row.
+        groups: heading to rows; a row is its name and one number for each column, None where
+            there is none.
+        columns: the headings of the columns.
+        shade: from the place of a column and a number to a colour: from -1, orange, through 0,
+            white, to 1, blue; beyond that the outermost colours.
+        notes: words that stand right of a row, by its name.
+
+    >>> import matplotlib.pyplot as plt
+    >>> _, ax = plt.subplots()
+    >>> heat_table(ax, {"means": {"average": [84.1, 51.2]}}, ["same", "different"],
+    ...            shade=lambda column, value: (value - 70) / 30)
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    colours = LinearSegmentedColormap.from_list("", (PALETTE[1], "white", PALETTE[0]))
+    place, ticks = 0.0, []
+    for heading, rows in groups.items():
+        place += 1.0
+        ax.text(-0.5, place, heading, fontweight="bold", verticalalignment="center")
+        for name, values in rows.items():
+            place += 1.0
+            ticks.append((place, name))
+            for column, value in enumerate(values):
+                if value is None:
+                    ax.text(column, place, "–", ha="center", va="center", color="#595959")
+                    continue
+                shaded = min(1.0, max(-1.0, shade(column, value)))
+                face = colours((shaded + 1) / 2)
+                ax.add_patch(Rectangle((column - 0.49, place - 0.46), 0.98, 0.92, facecolor=face))
+                # The darker the cell, the lighter the number, at a contrast that is always read.
+                light = sum(part * weight for part, weight in zip(face, (0.3, 0.6, 0.1)))  # noqa: B905
+                ink = "white" if light < 0.5 else "black"
+                ax.text(column, place, f"{value:.1f}", ha="center", va="center", color=ink)
+            if notes and name in notes:
+                ax.text(len(columns) - 0.4, place, notes[name], va="center", color="#404040")
+    longest = max((len(note) for note in (notes or {}).values()), default=0)
+    ax.set(xlim=(-0.55, len(columns) - 0.4 + 0.1 * longest), ylim=(place + 0.6, 0.4))
+    ax.set_xticks(range(len(columns)), columns, fontsize="small")
+    ax.set_yticks([y for y, _ in ticks], [name for _, name in ticks])
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
 
 
 def replicates(
