@@ -116,7 +116,20 @@ class Report:
         if len(self.moves) > 1:
             most = max(self.moves, key=lambda move: np.nan_to_num(move.relative, nan=-1.0))
             lines.append(f"moved most: {most.name}, {_how_far(most)}")
-        return "\n".join([*lines, *map(str, self.notes)])
+        return "\n".join([*lines, *_noted(self.notes)])
+
+
+def _noted(notes: Sequence[Note]) -> list[str]:
+    """Return a line for each note; those that say one thing of many entries share a line."""
+    alike: dict[tuple[object, ...], list[Note]] = {}
+    for note in notes:
+        alike.setdefault((note.kind, note.models, note.rule), []).append(note)
+    lines = []
+    for first, *others in alike.values():
+        also = f" (and {len(others)} more)" if others else ""
+        names = " = ".join(first.names)
+        lines.append(str(first).replace(names, names + also, 1))
+    return lines
 
 
 def _told(conflict: Conflict) -> str:

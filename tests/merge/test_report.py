@@ -190,6 +190,13 @@ def test_the_text_is_short_and_says_it_all():
     ]
 
 
+def test_notes_that_say_one_thing_share_a_line():
+    steps = {f"norm.{i}.steps": torch.tensor(i) for i in range(3)}
+    told = str(merge.report([{**A, **steps}, {**B, **steps}], {**A, **steps}))
+    assert "norm.0.steps (and 2 more): not floating point in models[0], models[1]; equal" in told
+    assert "norm.1.steps" not in told
+
+
 def test_one_model_is_compared_with_nothing():
     found = merge.report([A], A)
     assert found.cosines.tolist() == [[1.0]] and found.notes == ()
