@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import torch
+
 from sokmerge.errors import ArgumentError
 from sokmerge.merge.aggregation.average import average
+from sokmerge.merge.aggregation.coefficients import blended, places
 from sokmerge.merge.operands import require_models
+from sokmerge.merge.task_vectors.learned_masks import Loss, descend, require_schedule
 from sokmerge.merge.taxonomy import method
-from sokmerge.params import Params, has_values
+from sokmerge.params import Params, has_values, wide
 
-__all__ = ["greedy_soup"]
+__all__ = ["greedy_soup", "learned_soup"]
 
 
 @method(
@@ -69,3 +73,62 @@ def greedy_soup(models: Sequence[Params], *, score: Callable[[Params], float]) -
         if not value < best:  # an unknown score, in a rehearsal, is taken in
             ingredients, soup, best = [*ingredients, models[i]], trial, value
     return dict(soup)
+
+
+@method(
+    branch="weight aggregation",
+    paper="wortsman2022soups",
+    needs=("data",),
+    scope="model",
+    equation=r"\theta=\textstyle\sum_i a_i\theta_i,\ a=\operatorname{softmax}(g),"
+    r"\ g\text{ by gradient descent}",
+)
+def learned_soup(
+    models: Sequence[Params],
+    *,
+    loss: Loss,
+    steps: int = 100,
+    lr: float = 0.1,
+    layerwise: bool = False,
+) -> Params:
+    r"""Return the average of networks with weights that were learned by gradient descent.
+
+    .. math:: \theta = \sum_i a_i\,\theta_i, \qquad
+              a = \operatorname{softmax}(g), \qquad
+              g = \arg\min_g \ell\Bigl(\sum_i a_i\,\theta_i\Bigr)
+
+    The weights are positive and sum to one: the result stays in the convex hull of the models
+    (Wortsman et al. 2022, the learned soup of the appendix). They start equal, and Adam changes
+    their logits g. The authors also learn a temperature of the logits of the network, which here
+    would be part of the loss.
+
+    Args:
+        models: parameters of networks of one architecture. Entries that are not floating point
+            are taken from the first.
+        loss: a differentiable function of parameters that returns a scalar, such as the mean
+            cross-entropy on held-out data.
+        steps: steps of Adam; with 0 the result is the uniform soup.
+        lr: the rate of Adam.
+        layerwise: whether each layer has weights of its own.
+
+    Raises:
+        ArgumentError: models that do not match or are not finite, steps or a rate that cannot be
+            used, or weights that did not stay finite.
+
+    >>> models = [{"w": torch.tensor([w])} for w in (0.0, 4.0)]
+    >>> soup = learned_soup(models, loss=lambda params: (params["w"] - 1).square().sum())
+    >>> round(soup["w"].item(), 2)
+    1.0
+    """
+    require_models(models)
+    require_schedule(steps, lr)
+    where = places(models[0], layerwise)
+    shape = (len(models), len(set(where.values())))
+    start = wide(torch.zeros(shape, device=next(iter(models[0].values())).device))
+    found = descend(
+        {"weights": start},
+        lambda logits, _: loss(blended(logits["weights"].softmax(0), where, models)),
+        steps=steps,
+        lr=lr,
+    )
+    return blended(found["weights"].softmax(0), where, models)
