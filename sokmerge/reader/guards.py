@@ -196,8 +196,9 @@ def check_methods(base: Path, methods: Iterable[Method]) -> list[str]:
     """Return which method lacks a section of its own, a citation there, or a row of comparison.
 
     A section is a labelled one, ``(method-the-name)=``, in a chapter on merging; it cites the
-    paper that the method is declared to be from.
+    paper that the method is declared to be from. A section on no method is told as well.
     """
+    methods = list(methods)
     found, keys = sections(chapters(base)), keys_of(base)
     compared, told = _compared(base / COMPARISON), []
     for method in methods:
@@ -216,7 +217,13 @@ def check_methods(base: Path, methods: Iterable[Method]) -> list[str]:
             told.append(f"method {name} does not have {method.paper} cited in its section")
         if name not in compared:
             told.append(f"method {name} has no row in {COMPARISON.as_posix()}")
-    return told
+    known = {label_of(method.name) for method in methods}
+    return told + [
+        f"notebooks/{section.chapter} explains ({label})=, which no method is called"
+        for label, own in found.items()
+        if label not in known
+        for section in own
+    ]
 
 
 def _compared(path: Path) -> set[str]:

@@ -104,7 +104,7 @@ def test_a_method_that_lacks_nothing_passes(book):
 
 
 def test_all_that_a_method_lacks_is_told(book):
-    assert guards.check_methods(book, [method("three", "nobody1999")]) == [
+    assert guards.check_methods(book, [method(), method("three", "nobody1999")]) == [
         "method three has no section: no chapter holds (method-three)=",
         "method three is from nobody1999, not in book/references.bib",
         "method three has no row in book/public/results/bake-off.csv",
@@ -128,6 +128,12 @@ def test_a_second_section_and_one_elsewhere_are_told(book, chapter_of):
     (book / "notebooks" / "merging" / "demo.ipynb").unlink()
     assert guards.check_methods(book, [method()]) == [
         "method one_two has its section in part/other, which is not on merging"
+    ]
+
+
+def test_a_section_on_no_method_is_told(book):
+    assert guards.check_methods(book, []) == [
+        "notebooks/merging/demo explains (method-one-two)=, which no method is called"
     ]
 
 
