@@ -8,7 +8,6 @@ training images, an entropy the images of the half for choosing, without their l
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,7 +29,16 @@ from sokmerge.testbed.recipes import CORRUPTIONS, HALVES, Recipe
 from sokmerge.testbed.tasks import Share, Task
 from sokmerge.testbed.training import train
 
-__all__ = ["SCALES", "STUDY", "TASKS", "images", "nulls", "rows"]
+__all__ = [
+    "SCALES",
+    "STUDY",
+    "TASKS",
+    "Setting",
+    "gain_kept",
+    "images",
+    "nulls",
+    "rows",
+]
 
 TASKS = tuple(CORRUPTIONS)
 
@@ -43,6 +51,8 @@ SCALES = (
 Merge = Callable[..., Params]
 Risks = Mapping[str, EmpiricalRisk]
 
+KEPT = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+DROPPED = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 DENSITIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 GRAFT = {"steps": 60, "lr": 0.1, "penalty": 0.3}
 
@@ -74,10 +84,27 @@ def nulls(vector: Params, seed: int) -> dict[str, dict[str, Tensor]]:
     return {"shuffled": shuffled, "random": random}
 
 
+def gain_kept(
+    risks: Risks, base: Params, whole: Sequence[Params], thinned: Sequence[Params]
+) -> float:
+    """Return how much of their gain thinned task vectors keep, in per cent, the mean over tasks.
+
+    The gain of a task vector is what it adds to the accuracy of the base on its own task.
+    """
+    kept = []
+    for risk, vector, less in zip(risks.values(), whole, thinned, strict=True):
+        start, end, there = (
+            risk(point).accuracy
+            for point in (base, params.add(base, vector), params.add(base, less))
+        )
+        kept.append(100 * (there - start) / (end - start))
+    return sum(kept) / len(kept)
+
+
 def rows(seed: int) -> Iterator[dict[str, Any]]:
     """Measure all of it with the networks of one seed."""
     setting = Setting(seed)
-    parts = (_references, _methods, _per_task, _ablation, _modules, _tangent, _grafts, _negation)
+    parts = (_references, _methods, _per_task, _ablation, _modules, _tangent, _thinned, _negation)
     for part in (*parts, _analogy):
         for method, option, task, x, value in part(setting):
             yield {
@@ -91,7 +118,14 @@ def rows(seed: int) -> Iterator[dict[str, Any]]:
 
 
 class Setting:
-    """The networks of one seed, and their risks on both halves."""
+    """The networks of one seed, and their risks on both halves of the test images.
+
+    Attributes:
+        base: the start of the four networks.
+        models: one network fine-tuned on each of :data:`TASKS`.
+        choose, report: for each task the risk on the images to choose by, and on those to report.
+        module, network: the architecture.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -318,27 +352,36 @@ def _tangent(setting: Setting) -> Measured:
             yield kind, "added", task, best[1], value
 
 
-def _grafts(setting: Setting) -> Measured:
-    """How much of a task's gain a share of its entries brings, in per cent of the gain."""
+def _thinned(setting: Setting) -> Measured:
+    """How much of a task's gain a part of its task vector keeps, in per cent of the gain."""
     x, y = data.fashion("train", limit=1000)
-    start = _accuracy(setting.report, setting.base)
-    for (task, spoil), model in zip(CORRUPTIONS.items(), setting.models, strict=True):
+    base = setting.base
+    vectors = task_vectors.task_vectors(setting.models, base)
+    for (task, spoil), model, tau in zip(CORRUPTIONS.items(), setting.models, vectors, strict=True):
         inputs, targets = spoil(x, y)
 
         def loss(point: Params, inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
             return F.cross_entropy(setting.outputs(point, inputs), targets)
 
-        end = _accuracy(setting.report, model)[task]
-        for density, (how, steps) in itertools.product(
-            DENSITIES, {"learned": GRAFT["steps"], "moved furthest": 0}.items()
-        ):
-            options = {**GRAFT, "steps": steps}
-            found = merge.grafting(
-                [model], base=setting.base, losses=[loss], density=density, **options
-            )
-            there = _accuracy(setting.report, found.task(0))[task]
-            gain = 100 * (there - start[task]) / (end - start[task])
-            yield "grafting", how, task, density, gain
+        thin: dict[str, tuple[Sequence[float], Callable[[float], Params]]] = {
+            "largest": (KEPT, partial(task_vectors.trim, tau)),
+            "learned": (DENSITIES, partial(_graft, model, base, loss)),
+            "rescaled": (DROPPED, partial(_drop, tau, setting.seed, task, True)),
+            "not rescaled": (DROPPED, partial(_drop, tau, setting.seed, task, False)),
+        }
+        risk = {task: setting.report[task]}
+        for how, (shares, function) in thin.items():
+            for share in shares:
+                yield how, "", task, share, gain_kept(risk, base, [tau], [function(share)])
+
+
+def _graft(model: Params, base: Params, loss: Callable[..., Tensor], density: float) -> Params:
+    found = merge.grafting([model], base=base, losses=[loss], density=density, **GRAFT)
+    return task_vectors.task_vectors([found.task(0)], base)[0]
+
+
+def _drop(tau: Params, seed: int, task: str, rescale: bool, p: float) -> Params:
+    return task_vectors.drop_and_rescale(tau, p, seed, stream=task, rescale=rescale)
 
 
 def _negation(setting: Setting) -> Measured:
