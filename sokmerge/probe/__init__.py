@@ -1,5 +1,6 @@
-"""Measure the loss landscape: the risk as an oracle, lines, barriers and planes."""
+"""Measure the loss landscape: the risk as an oracle, lines, barriers, planes, calibration."""
 
+from sokmerge.probe.calibration import brier_score, expected_calibration_error
 from sokmerge.probe.directions import Frame, filter_normalised, through
 from sokmerge.probe.line import Barrier, Line, barrier, line
 from sokmerge.probe.plane import Plane, plane
@@ -13,6 +14,8 @@ __all__ = [
     "Plane",
     "RiskValue",
     "barrier",
+    "brier_score",
+    "expected_calibration_error",
     "filter_normalised",
     "line",
     "plane",
