@@ -14,7 +14,7 @@ from sokmerge.merge.aggregation.average import average
 from sokmerge.merge.aggregation.coefficients import blended, places
 from sokmerge.merge.operands import require_models
 from sokmerge.merge.taxonomy import method
-from sokmerge.params import Params, has_values, wide
+from sokmerge.params import Params, has_values
 
 __all__ = ["evolutionary"]
 
@@ -86,7 +86,7 @@ def evolutionary(
     device = next(iter(origin.values())).device
 
     def made(vector: np.ndarray) -> Params:
-        coefficients = wide(torch.tensor(vector.tolist(), device=device).reshape(shape))
+        coefficients = torch.tensor(vector.tolist()).reshape(shape).to(device)
         return blended(coefficients, where, models, origin)
 
     def scored(vector: np.ndarray) -> float:

@@ -71,7 +71,8 @@ def fedavg(
     >>> fedavg(base, [towards(1.0), towards(3.0)], rounds=2)["w"]
     tensor([1.5000])
     """
-    shares = model_weights(weights, clients) if clients else []
+    _require_some("clients", clients)
+    shares = model_weights(weights, clients)
     if not 0 < fraction <= 1:
         raise ArgumentError("fraction", found=f"{fraction}", expected="above 0, at most 1")
     number = max(round(fraction * len(clients)), 1)
@@ -81,7 +82,7 @@ def fedavg(
         trained = [_trained(clients, k, params) for k in chosen]
         return average(trained, weights=[shares[k] for k in chosen])
 
-    return _rounds(base, clients, rounds, merged)
+    return _rounds(base, rounds, merged)
 
 
 @method(
@@ -130,11 +131,12 @@ def cold_fusion(
     >>> cold_fusion(base, [fits(1.0), fits(5.0)], rounds=3, own={"head"})
     {'body': tensor([3.]), 'head': tensor([0.])}
     """
+    _require_some("contributors", contributors)
     unknown = sorted(set(own) - base.keys())
     if unknown:
         raise ArgumentError("own", found=f"{unknown}", expected="names of entries of the base")
     number = len(contributors) if number is None else number
-    if not 1 <= number <= max(len(contributors), 1):
+    if not 1 <= number <= len(contributors):
         raise ArgumentError(
             "number", found=f"{number}", expected=f"from 1 to {len(contributors)}, the contributors"
         )
@@ -148,7 +150,7 @@ def cold_fusion(
             trained.append(found)
         return {**average(trained), **{key: base[key] for key in own}}
 
-    return _rounds(base, contributors, rounds, fused)
+    return _rounds(base, rounds, fused)
 
 
 def require_rounds(rounds: int) -> None:
@@ -157,13 +159,14 @@ def require_rounds(rounds: int) -> None:
         raise ArgumentError("rounds", found=f"{rounds}", expected="a whole number, at least 0")
 
 
-def _rounds(
-    base: Params, clients: Sequence[Client], rounds: int, step: Callable[[Params, int], Params]
-) -> dict[str, Tensor]:
+def _require_some(name: str, clients: Sequence[Client]) -> None:
+    if not clients:
+        raise ArgumentError(name, found=f"no {name}", expected="at least one")
+
+
+def _rounds(base: Params, rounds: int, step: Callable[[Params, int], Params]) -> dict[str, Tensor]:
     require_models([base])
     require_rounds(rounds)
-    if not clients:
-        raise ArgumentError("clients", found="no clients", expected="at least one")
     params = dict(base)
     for number in range(rounds):
         params = dict(step(params, number))
