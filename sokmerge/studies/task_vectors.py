@@ -182,6 +182,8 @@ def _references(setting: Setting) -> Measured:
     for name, point in known.items():
         for task, value in _accuracy(setting.report, point).items():
             yield name, "", task, 1.0, value
+            if name == task:
+                yield "alone", "", task, 1.0, value
 
 
 def _families() -> dict[str, dict[str, Merge]]:
@@ -305,6 +307,7 @@ def _modules(setting: Setting) -> Measured:
     models = [task_vectors.expand(module, base=base) for module in modules]
     for task, model in zip(TASKS, models, strict=True):
         yield "alone", "", task, 1.0, _accuracy(setting.report, model)[task]
+        yield "base", "", task, 1.0, _accuracy(setting.report, base)[task]
     rank = 4 * len(TASKS)
     densities = (0.1, 0.2, 0.5, 1.0)
     families: dict[str, dict[str, Merge]] = {
@@ -334,7 +337,11 @@ def _tangent(setting: Setting) -> Measured:
     """Two tasks, learned and added by the network and by its first-order model."""
     pair, base = ("noisy", "bright"), setting.base
     linear = Tangent().adapt(setting.module, 0).eval()
-    for kind, prefix, module in (("network", "", setting.module), ("tangent", "tangent-", linear)):
+    kinds = (
+        ("task_arithmetic", "network", "", setting.module),
+        ("tangent", "first-order model", "tangent-", linear),
+    )
+    for name, kind, prefix, module in kinds:
         risks = {
             half: {t: EmpiricalRisk(module, *images(t, half)) for t in pair}
             for half in ("choose", "report")
@@ -342,14 +349,14 @@ def _tangent(setting: Setting) -> Measured:
         models = [setting.load(prefix + task)[1] for task in pair]
         rename = (lambda p: {f"network.{k}": t for k, t in p.items()}) if prefix else dict
         for task, model in zip(pair, models, strict=True):
-            yield kind, "alone", task, 1.0, _accuracy(risks["report"], rename(model))[task]
+            yield f"{kind} alone", "", task, 1.0, _accuracy(risks["report"], rename(model))[task]
         best = (-1.0, 0.0, {})
         for scale in SCALES:
             point = rename(merge.task_arithmetic(models, base=base, scale=scale))
             score = _mean(_accuracy(risks["choose"], point))
             best = max(best, (score, scale, point), key=lambda each: each[0])
         for task, value in _accuracy(risks["report"], best[2]).items():
-            yield kind, "added", task, best[1], value
+            yield name, "", task, best[1], value
 
 
 def _thinned(setting: Setting) -> Measured:
