@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 EXTRAS = ("book", "test", "bench")
 
 # Packages that are imported under another name.
-DISTRIBUTIONS = {"yaml": "pyyaml", "PIL": "pillow", "IPython": "ipython"}
+DISTRIBUTIONS = {"yaml": "pyyaml", "PIL": "pillow", "IPython": "ipython", "ot": "pot"}
 
 # Tried together, on three versions of Python, before the book was begun.
 TRIED = {
