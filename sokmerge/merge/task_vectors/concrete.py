@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from sokmerge.errors import ArgumentError
-from sokmerge.merge.task_vectors.learned_masks import Loss, descend, require_schedule
+from sokmerge.merge.task_vectors.learned_masks import descend, require_schedule
 from sokmerge.merge.task_vectors.vectors import (
     differences,
     draws,
@@ -36,7 +36,7 @@ def concrete(
     models: Sequence[Params],
     *,
     base: Params,
-    loss: Loss,
+    loss: Callable[[dict[str, Tensor]], Tensor],
     seed: int,
     steps: int = 100,
     lr: float = 0.1,

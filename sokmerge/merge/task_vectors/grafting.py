@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sokmerge.errors import ArgumentError
-from sokmerge.merge.task_vectors.learned_masks import Loss, descend, require_schedule
+from sokmerge.merge.task_vectors.learned_masks import descend, require_schedule
 from sokmerge.merge.task_vectors.tall_masks import apply_mask
 from sokmerge.merge.task_vectors.ties import _thresholds
 from sokmerge.merge.task_vectors.vectors import differences, names, prepare, require_between
@@ -49,7 +49,7 @@ class Grafts:
 def graft_mask(
     model: Params,
     base: Params,
-    loss: Loss,
+    loss: Callable[[dict[str, Tensor]], Tensor],
     density: float,
     *,
     steps: int = 100,
@@ -132,7 +132,7 @@ def grafting(
     models: Sequence[Params],
     *,
     base: Params,
-    losses: Sequence[Loss],
+    losses: Sequence[Callable[[dict[str, Tensor]], Tensor]],
     density: float = 0.02,
     steps: int = 100,
     lr: float = 0.1,

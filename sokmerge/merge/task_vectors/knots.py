@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,12 +15,6 @@ from sokmerge.merge.taxonomy import method
 from sokmerge.params import Params
 
 __all__ = ["knots"]
-
-
-class _Merge(Protocol):
-    def __call__(
-        self, models: Sequence[Params], *, base: Params, weights: Sequence[float] | None
-    ) -> Params: ...
 
 
 @method(
@@ -38,7 +31,7 @@ def knots(
     models: Sequence[Params],
     *,
     base: Params,
-    merge: _Merge = ties,
+    merge: Callable[..., Params] = ties,
     rank: int | None = None,
     scale: float = 1.0,
     weights: Sequence[float] | None = None,
