@@ -14,7 +14,10 @@ from torch import Tensor
 from sokmerge.errors import ArgumentError
 from sokmerge.params import require_finite
 
-__all__ = ["descend", "require_schedule"]
+__all__ = ["Loss", "descend", "require_schedule"]
+
+Loss = Callable[[dict[str, Tensor]], Tensor]
+"""A differentiable function of parameters that returns a scalar."""
 
 
 def require_schedule(steps: int, lr: float) -> None:
