@@ -8,10 +8,9 @@ well.
 from __future__ import annotations
 
 import base64
-import csv
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from nbformat import NotebookNode
@@ -30,8 +29,6 @@ MOST_BYTES = 300_000
 CELLS = range(8, 15)
 MOST_LINES = 12
 MOST_SECONDS = 60
-COMPARISON = Path("book", "public", "results", "bake-off.csv")
-"""The table in which all methods are compared; its column ``method`` holds their names."""
 
 _NEVER_COMPARED = {"image/png", "image/jpeg", "application/vnd.jupyter.widget-view+json"}
 _IGNORED = {"nbval-ignore-output", "nbval-skip"}
@@ -192,15 +189,19 @@ def check_book(base: Path) -> list[str]:
     ]
 
 
-def check_methods(base: Path, methods: Iterable[Method]) -> list[str]:
+def check_methods(base: Path, methods: Iterable[Method], compared: Collection[str]) -> list[str]:
     """Return which method lacks a section of its own, a citation there, or a row of comparison.
 
     A section is a labelled one, ``(method-the-name)=``, in a chapter on merging; it cites the
     paper that the method is declared to be from. A section on no method is told as well.
+
+    Args:
+        base: root of the book.
+        methods: all methods.
+        compared: names of the methods that the bake-off has measured.
     """
     methods = list(methods)
-    found, keys = sections(chapters(base)), keys_of(base)
-    compared, told = _compared(base / COMPARISON), []
+    found, keys, told = sections(chapters(base)), keys_of(base), []
     for method in methods:
         name, label = method.name, label_of(method.name)
         own = found.get(label, [])
@@ -216,7 +217,7 @@ def check_methods(base: Path, methods: Iterable[Method]) -> list[str]:
         if own and not any(method.paper in section.cites for section in own):
             told.append(f"method {name} does not have {method.paper} cited in its section")
         if name not in compared:
-            told.append(f"method {name} has no row in {COMPARISON.as_posix()}")
+            told.append(f"method {name} has no row in the bake-off")
     known = {label_of(method.name) for method in methods}
     return told + [
         f"notebooks/{section.chapter} explains ({label})=, which no method is called"
@@ -224,13 +225,6 @@ def check_methods(base: Path, methods: Iterable[Method]) -> list[str]:
         if label not in known
         for section in own
     ]
-
-
-def _compared(path: Path) -> set[str]:
-    if not path.is_file():
-        return set()
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row.get("method", "") for row in csv.DictReader(file)}
 
 
 def _tags(cell: NotebookNode) -> list[str]:

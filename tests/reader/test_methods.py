@@ -89,9 +89,8 @@ def book(tmp_path, chapter_of):
     made.path.parent.mkdir(parents=True)
     made.write()
     (tmp_path / "_toc.yml").write_text("chapters:\n- file: notebooks/merging/demo\n")
-    (tmp_path / "book" / "public" / "results").mkdir(parents=True)
+    (tmp_path / "book").mkdir()
     (tmp_path / "book" / "references.bib").write_text("@misc{one2001, title={One}}\n")
-    (tmp_path / guards.COMPARISON).write_text("situation,method\nfirst,one_two\n")
     return tmp_path
 
 
@@ -99,21 +98,25 @@ def method(name="one_two", paper="one2001"):
     return SimpleNamespace(name=name, paper=paper)
 
 
+def check(book, *methods):
+    return guards.check_methods(book, methods, compared=["one_two", "the best of two"])
+
+
 def test_a_method_that_lacks_nothing_passes(book):
-    assert guards.check_methods(book, [method()]) == []
+    assert check(book, method()) == []
 
 
 def test_all_that_a_method_lacks_is_told(book):
-    assert guards.check_methods(book, [method(), method("three", "nobody1999")]) == [
+    assert check(book, method(), method("three", "nobody1999")) == [
         "method three has no section: no chapter holds (method-three)=",
         "method three is from nobody1999, not in book/references.bib",
-        "method three has no row in book/public/results/bake-off.csv",
+        "method three has no row in the bake-off",
     ]
 
 
 def test_a_paper_must_be_cited_in_the_section_itself(book):
     (book / "book" / "references.bib").write_text("@misc{five2005, title={Five}}\n")
-    assert guards.check_methods(book, [method(paper="five2005")]) == [
+    assert check(book, method(paper="five2005")) == [
         "method one_two does not have five2005 cited in its section"
     ]
 
@@ -122,21 +125,16 @@ def test_a_second_section_and_one_elsewhere_are_told(book, chapter_of):
     (book / "notebooks" / "part").mkdir()
     other = chapter_of(TEXT, name="part/other")
     other.write()
-    assert guards.check_methods(book, [method()]) == [
+    assert check(book, method()) == [
         "method one_two has 2 sections, in merging/demo and part/other"
     ]
     (book / "notebooks" / "merging" / "demo.ipynb").unlink()
-    assert guards.check_methods(book, [method()]) == [
+    assert check(book, method()) == [
         "method one_two has its section in part/other, which is not on merging"
     ]
 
 
 def test_a_section_on_no_method_is_told(book):
-    assert guards.check_methods(book, []) == [
-        "notebooks/merging/demo explains (method-one-two)=, which no method is called"
-    ]
-
-
-def test_without_a_comparison_every_row_is_missing(book):
-    (book / guards.COMPARISON).unlink()
-    assert len(guards.check_methods(book, [method()])) == 1
+    assert check(
+        book,
+    ) == ["notebooks/merging/demo explains (method-one-two)=, which no method is called"]
