@@ -3,7 +3,7 @@ r"""The empirical risk of a network as a function of its parameters: the oracle 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -138,6 +138,32 @@ class EmpiricalRisk:
         """Raise unless the Params belong to this network, lie on its device and are finite."""
         self._network.require(**named)
 
+    @property
+    def network(self) -> Network:
+        """The network as a function of its parameters."""
+        return self._network
+
+    def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return the inputs and targets, chunk after chunk."""
+        yield from zip(self._inputs.split(self.chunk), self._targets.split(self.chunk), strict=True)
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each example of a chunk, a tensor of shape (examples,)."""
+        losses = self._loss(outputs, targets, reduction="none")
+        _require_one_each(losses, len(targets))
+        return losses
+
+    def state(self, params: Params) -> dict[str, Tensor]:
+        """Return parameters and buffers at a point, BatchNorm statistics estimated there.
+
+        The point may be in another floating dtype than the module; then all of its buffers have
+        to be among the parameters, in that dtype.
+        """
+        calibration = self._calibration
+        if calibration is not None and calibration.is_floating_point():
+            calibration = calibration.to(next(iter(params.values())).dtype)
+        return self._network.state(params, calibration)
+
     @torch.inference_mode()
     def per_example(self, params: Params) -> tuple[Tensor, Tensor]:
         """Return the loss and the error (0 or 1) of each example, two tensors of shape (n,).
@@ -146,15 +172,13 @@ class EmpiricalRisk:
         its argument. The errors are NaN where the outputs are not class scores.
         """
         point = {name: _laid_out(tensor) for name, tensor in params.items()}
-        state = self._network.state(point, self._calibration)
+        state = self.state(point)
         losses, errors = [], []
 
         def evaluate(function: nn.Module) -> None:
-            chunks = self._inputs.split(self.chunk), self._targets.split(self.chunk)
-            for x, y in zip(*chunks, strict=True):
+            for x, y in self.chunks():
                 outputs = function(x)
-                losses.append(self._loss(outputs, y, reduction="none"))
-                _require_one_each(losses[-1], len(x))
+                losses.append(self.losses(outputs, y))
                 if _is_classification(outputs, y):
                     errors.append((outputs.argmax(1) != y).to(outputs.dtype))
 
