@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sokmerge.errors import ArgumentError
-from sokmerge.merge.aggregation.coefficients import blended, places
+from sokmerge.merge.aggregation.coefficients import Blend
 from sokmerge.merge.operands import require_models
 from sokmerge.merge.task_vectors.learned_masks import descend, require_schedule
 from sokmerge.merge.taxonomy import method
@@ -34,8 +34,9 @@ def adamerging(
     inputs: Sequence[Tensor],
     layerwise: bool = True,
     start: float = 0.3,
-    steps: int = 100,
-    lr: float = 0.01,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    steps: int = 500,
+    lr: float = 1e-3,
 ) -> Params:
     r"""Return the base and a sum of task vectors whose coefficients were learned without labels.
 
@@ -45,8 +46,12 @@ def adamerging(
 
     A network that is unsure of its predictions often errs, so that the entropy of the predictions
     stands in for the loss, which would need labels (Yang et al. 2023). Coefficients belong to
-    models (task-wise) or to models and layers :math:`l` (layer-wise); they are free in sign and
-    size. Adam takes its steps on all the inputs at once. Steps and rate are ours.
+    models (task-wise) or to models and layers :math:`l` (layer-wise), and are clamped to
+    ``bounds``. Start, bounds, steps and rate are those of the authors' code. They draw a small
+    batch for each step of Adam; here a step is on all the inputs.
+
+    An entropy also falls where a network is made surer of its errors. What the method is worth
+    should be looked at with some labels.
 
     Statistics of BatchNorm are estimated on the inputs of a task, at each step anew, and held
     fixed in its gradient.
@@ -63,23 +68,29 @@ def adamerging(
             count the same.
         layerwise: whether each layer has coefficients of its own.
         start: the coefficients before the first step.
+        bounds: the least and the greatest coefficient.
         steps: steps of Adam; with 0 the result is task arithmetic with scale ``start``.
         lr: the rate of Adam.
 
     Raises:
         ArgumentError: models that do not match the base or the module or are not finite, no
-            inputs, outputs that are not class scores, steps or a rate that cannot be used, or
-            coefficients that did not stay finite.
+            inputs, outputs that are not class scores, a start outside of the bounds, steps or a
+            rate that cannot be used, or coefficients that did not stay finite.
 
     >>> net = nn.Linear(1, 2, bias=False).eval()
     >>> base = {"weight": torch.tensor([[0.5], [-0.5]])}
     >>> model = {"weight": torch.tensor([[1.0], [-1.0]])}
     >>> merged = adamerging([model], base=base, module=net, inputs=[torch.ones(4, 1)])
-    >>> bool(merged["weight"][0] > 0.65)  # where it started, with a coefficient of 0.3
+    >>> bool(merged["weight"][0] > 0.7)  # 0.65 is where it started, with a coefficient of 0.3
     True
     """
     require_models(models, base=base)
     require_schedule(steps, lr)
+    low, high = bounds
+    if not low <= start <= high:
+        raise ArgumentError(
+            "start", found=f"{start}", expected=f"within the bounds, {low} to {high}"
+        )
     network = Network(module, next(iter(base.values())).device)
     network.require(base=base)
     if not inputs or any(len(x) == 0 for x in inputs):
@@ -94,16 +105,15 @@ def adamerging(
             found=f"outputs of shape {tuple(shape)} for one input",
             expected="class scores, shape (1, C)",
         )
-    where = places(base, layerwise)
-    size = (len(models), len(set(where.values())))
-    first = wide(torch.full(size, float(start), device=next(iter(base.values())).device))
+    blend = Blend(models, base=base, layerwise=layerwise)
+    first = wide(torch.full(blend.shape, float(start), device=blend.device))
 
     def entropy(coefficients: dict[str, Tensor], _: int) -> Tensor:
-        params = blended(coefficients["coefficients"], where, models, base)
+        params = blend(coefficients["coefficients"].clamp(low, high))
         return torch.stack([_entropy(network, params, x) for x in inputs]).sum()
 
     found = descend({"coefficients": first}, entropy, steps=steps, lr=lr)
-    return blended(found["coefficients"], where, models, base)
+    return blend(found["coefficients"].clamp(low, high))
 
 
 def _entropy(network: Network, params: Params, inputs: Tensor) -> Tensor:

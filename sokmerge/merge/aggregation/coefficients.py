@@ -6,19 +6,19 @@ the layer ``layer1``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from sokmerge.params import Params, wide
 
-__all__ = ["blended", "places"]
+__all__ = ["Blend", "places"]
 
 
 def places(params: Params, layerwise: bool) -> dict[str, int]:
     """Return for each floating entry the number of its layer, or 0 for all.
 
-    >>> import torch
     >>> one = torch.zeros(1)
     >>> places({"a.weight": one, "a.bias": one, "b.weight": one}, layerwise=True)
     {'a.weight': 0, 'a.bias': 0, 'b.weight': 1}
@@ -32,33 +32,44 @@ def places(params: Params, layerwise: bool) -> dict[str, int]:
     return found
 
 
-def blended(
-    coefficients: Tensor,
-    where: Mapping[str, int],
-    models: Sequence[Params],
-    base: Params | None = None,
-) -> dict[str, Tensor]:
-    r"""Return :math:`\theta_0 + \sum_i c_{i,l}(\theta_i - \theta_0)`, differentiable in the c.
+class Blend:
+    r"""The map from coefficients to :math:`\theta_0^l + \sum_i c_i^l(\theta_i^l - \theta_0^l)`.
 
-    Without a base, :math:`\theta_0 = 0`.
+    It is differentiable in the coefficients. The differences are taken once, in wide precision,
+    so that many coefficients can be tried; without a base, :math:`\theta_0 = 0`.
 
     Args:
-        coefficients: shape (models, layers).
-        where: for each entry the number of its layer, from :func:`places`.
         models: the models.
-        base: the base.
+        base: the base. Entries that are not floating point are taken from it, or from the first
+            model.
+        layerwise: whether each layer has coefficients of its own.
 
-    >>> import torch
+    Attributes:
+        shape: of the coefficients, (models, layers).
+        device: of the models.
+
     >>> models = [{"w": torch.ones(1)}, {"w": 3 * torch.ones(1)}]
-    >>> blended(torch.tensor([[0.5], [1.0]]), {"w": 0}, models)["w"]
+    >>> Blend(models)(torch.tensor([[0.5], [1.0]]))["w"]
     tensor([3.5000])
     """
-    first = models[0] if base is None else base
-    out = dict(first)
-    for key, layer in where.items():
-        origin = 0.0 if base is None else wide(base[key])
-        total = origin
-        for coefficient, model in zip(coefficients[:, layer], models, strict=True):
-            total = total + wide(coefficient) * (wide(model[key]) - origin)
-        out[key] = total.to(first[key].dtype)
-    return out
+
+    def __init__(
+        self, models: Sequence[Params], *, base: Params | None = None, layerwise: bool = False
+    ) -> None:
+        self._first = models[0] if base is None else base
+        self._places = places(self._first, layerwise)
+        self._origins = {} if base is None else {key: wide(base[key]) for key in self._places}
+        self._steps = {
+            key: torch.stack([wide(model[key]) - self._origins.get(key, 0.0) for model in models])
+            for key in self._places
+        }
+        self.shape = (len(models), len(set(self._places.values())))
+        self.device = next(iter(self._first.values())).device
+
+    def __call__(self, coefficients: Tensor) -> dict[str, Tensor]:
+        """Return the network, in the dtype of the models."""
+        weights, out = wide(coefficients), dict(self._first)
+        for key, layer in self._places.items():
+            total = torch.tensordot(weights[:, layer], self._steps[key], dims=1)
+            out[key] = (self._origins.get(key, 0.0) + total).to(self._first[key].dtype)
+        return out

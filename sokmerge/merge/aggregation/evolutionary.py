@@ -11,7 +11,7 @@ import torch
 
 from sokmerge.errors import ArgumentError
 from sokmerge.merge.aggregation.average import average
-from sokmerge.merge.aggregation.coefficients import blended, places
+from sokmerge.merge.aggregation.coefficients import Blend
 from sokmerge.merge.operands import require_models
 from sokmerge.merge.taxonomy import method
 from sokmerge.params import Params, has_values
@@ -80,14 +80,10 @@ def evolutionary(
         raise ArgumentError("budget", found=f"{budget}", expected="at least 1")
     if not 0 < spread < math.inf:
         raise ArgumentError("spread", found=f"{spread}", expected="a positive, finite number")
-    origin = average(models) if base is None else base
-    where = places(origin, layerwise)
-    shape = (len(models), len(set(where.values())))
-    device = next(iter(origin.values())).device
+    blend = Blend(models, base=average(models) if base is None else base, layerwise=layerwise)
 
     def made(vector: np.ndarray) -> Params:
-        coefficients = torch.tensor(vector.tolist()).reshape(shape).to(device)
-        return blended(coefficients, where, models, origin)
+        return blend(torch.tensor(vector.tolist()).reshape(blend.shape).to(blend.device))
 
     def scored(vector: np.ndarray) -> float:
         candidate = made(vector)
@@ -98,7 +94,7 @@ def evolutionary(
             return 0.0  # unknown, in a rehearsal
         return value
 
-    best = np.full(math.prod(shape), 1 / len(models))
+    best = np.full(math.prod(blend.shape), 1 / len(models))
     highest = scored(best)
     search, left = _strategy(best, spread, seed), budget - 1
     while left > 0 and not search.stop():

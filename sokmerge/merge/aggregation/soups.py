@@ -9,7 +9,7 @@ import torch
 
 from sokmerge.errors import ArgumentError
 from sokmerge.merge.aggregation.average import average
-from sokmerge.merge.aggregation.coefficients import blended, places
+from sokmerge.merge.aggregation.coefficients import Blend
 from sokmerge.merge.operands import require_models
 from sokmerge.merge.task_vectors.learned_masks import Loss, descend, require_schedule
 from sokmerge.merge.taxonomy import method
@@ -122,13 +122,12 @@ def learned_soup(
     """
     require_models(models)
     require_schedule(steps, lr)
-    where = places(models[0], layerwise)
-    shape = (len(models), len(set(where.values())))
-    start = wide(torch.zeros(shape, device=next(iter(models[0].values())).device))
+    blend = Blend(models, layerwise=layerwise)
+    start = wide(torch.zeros(blend.shape, device=blend.device))
     found = descend(
         {"weights": start},
-        lambda logits, _: loss(blended(logits["weights"].softmax(0), where, models)),
+        lambda logits, _: loss(blend(logits["weights"].softmax(0))),
         steps=steps,
         lr=lr,
     )
-    return blended(found["weights"].softmax(0), where, models)
+    return blend(found["weights"].softmax(0))

@@ -11,7 +11,7 @@ from torch import nn
 
 from sokmerge.errors import ArgumentError
 from sokmerge.merge import adamerging, average, evolutionary, learned_soup, task_arithmetic
-from sokmerge.merge.aggregation.coefficients import blended, places
+from sokmerge.merge.aggregation.coefficients import Blend, places
 
 
 def _squared(target):
@@ -29,10 +29,10 @@ def test_a_layer_is_what_its_names_say():
     assert places(_two_layers(0), layerwise=True) == {"a.weight": 0, "a.bias": 0, "b.weight": 1}
     assert set(places(_two_layers(0), layerwise=False).values()) == {0}
     a, b = _two_layers(1), _two_layers(2)
-    found = blended(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), places(a, True), [a, b])
+    found = Blend([a, b], layerwise=True)(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     assert torch.equal(found["a.bias"], a["a.bias"])
     assert torch.equal(found["b.weight"], b["b.weight"])
-    whole = blended(torch.tensor([[0.3], [0.7]]), places(a, False), [a, b], _two_layers(3))
+    whole = Blend([a, b], base=_two_layers(3))(torch.tensor([[0.3], [0.7]]))
     by_hand = task_arithmetic([a, b], base=_two_layers(3), weights=[0.3, 0.7], scale=1.0)
     torch.testing.assert_close(whole["a.weight"], by_hand["a.weight"], rtol=0, atol=1e-6)
 
@@ -40,7 +40,7 @@ def test_a_layer_is_what_its_names_say():
 def test_a_learned_soup_finds_the_optimum_of_a_quadratic():
     models = [_two_layers(i) for i in (1, 2, 3)]
     shares = torch.tensor([0.6, 0.3, 0.1])
-    target = blended(shares[:, None], places(models[0], False), models)
+    target = Blend(models)(shares[:, None])
     target = {k: t for k, t in target.items() if t.is_floating_point()}
     found = learned_soup(models, loss=_squared(target), steps=400)
     assert float(_squared(target)(found)) < 1e-5
@@ -50,7 +50,7 @@ def test_a_learned_soup_finds_the_optimum_of_a_quadratic():
 def test_layers_may_have_weights_of_their_own():
     models = [_two_layers(i) for i in (1, 2)]
     shares = torch.tensor([[0.9, 0.2], [0.1, 0.8]])
-    target = blended(shares, places(models[0], True), models)
+    target = Blend(models, layerwise=True)(shares)
     target = {k: t for k, t in target.items() if t.is_floating_point()}
     loss = _squared(target)
     fine = learned_soup(models, loss=loss, steps=400, layerwise=True)
@@ -119,6 +119,16 @@ class TestAdaMerging:
         first = adamerging(self.models, inputs=[few, many], **options)
         other = adamerging(self.models[::-1], inputs=[many[:1], few], **options)
         torch.testing.assert_close(first["weight"], other["weight"], rtol=0, atol=1e-5)
+
+    def test_coefficients_stay_within_their_bounds(self):
+        x = torch.tensor([[5.0, 5.0], [6.0, 4.0]])
+        options = {"base": self.base, "module": self.module, "inputs": [x], "lr": 0.5, "steps": 9}
+        found = adamerging(self.models, **options)
+        assert found["weight"].abs().max() <= 1
+        wide = adamerging(self.models, bounds=(-9.0, 9.0), **options)
+        assert 1 < wide["weight"].abs().max() <= 9
+        with pytest.raises(ArgumentError, match="start: found 0.3; expected within the bounds"):
+            adamerging(self.models, bounds=(0.5, 1.0), **options)
 
     def test_statistics_of_batchnorm_are_estimated_where_it_stands(self):
         module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2))
