@@ -8,6 +8,7 @@ import torch
 
 from sokmerge import params, probe
 from sokmerge.network import Network
+from sokmerge.probe import curvature
 
 
 def _algebra(stage):
@@ -56,7 +57,40 @@ def _plane(stage):
     assert found.loss.shape == (2, 2)
 
 
-ROUTINES = {f.__name__[1:]: f for f in (_algebra, _risk, _statistics, _line, _barrier, _plane)}
+def _products(stage):
+    """The Hessian's on every network; the others, and many at once, on the smallest."""
+    if not stage.differentiates:
+        return
+    risk = probe.EmpiricalRisk(stage.module, stage.inputs, stage.targets)
+    operator = curvature.hessian(risk, stage.a)
+    found = [operator.gradient, operator @ operator.gradient]
+    if stage.network == "mlp":
+        found.append(operator.products(operator.noise(2, "v"))[1])
+        for kind in (curvature.gauss_newton, curvature.fisher, curvature.empirical_fisher):
+            found.append(kind(stage.risk, stage.a, memory=0) @ operator.gradient)
+        double = curvature.hessian(risk, stage.a, dtype=torch.float64)
+        assert (double @ double.gradient).dtype == torch.float64
+    for vector in found:
+        stage.require_there(operator.layout.unflatten(vector))
+
+
+def _spectrum(stage):
+    """Of a layer of the smallest network, elsewhere of a matrix that is there in name only."""
+    if stage.differentiates and stage.network == "mlp":
+        operator = curvature.gauss_newton(stage.risk, stage.a, names=stage.linear[-1:])
+    else:
+        operator = curvature.of_matrix(torch.empty(30, 30, device=stage.device))
+    found = curvature.spectrum(operator, k=2, most=3, steps=2, probes=2)
+    stage.require_there(operator.layout.unflatten(found.top.vectors))
+    assert np.isnan(found.top.residuals).all() and not found.top.converged
+    assert np.isnan(found.trace) and found.products == 7
+    assert np.isnan(curvature.density(operator, steps=2).nodes).all()
+    total = curvature.trace(operator, deflation=2, fewest=2, most=3)
+    assert np.isnan(total.value) and not total.converged and total.products == 5
+
+
+PARTS = (_algebra, _risk, _statistics, _line, _barrier, _plane, _products, _spectrum)
+ROUTINES = {f.__name__[1:]: f for f in PARTS}
 
 
 @pytest.mark.parametrize("name", ROUTINES)

@@ -66,7 +66,7 @@ def eigenpairs(
     The process ends as soon as all k residuals are at most ``tol`` times :math:`|\theta_i|`, or
     after ``most`` steps; then ``converged`` is false, and the residuals say by how much. The error
     of an eigenvalue is at most the residual, and of the order of its square over the gap to the
-    next one (Parlett 1998, sections 11.4 and 13.2).
+    next one (Parlett 1998).
 
     A repeated eigenvalue is found once, unless the Krylov space closes before k are found: then
     the process goes on from a new direction. There is no restart: m vectors are held.
