@@ -15,9 +15,9 @@ errors) of the merge less the mean of that of the networks.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -27,13 +27,17 @@ from torch.nn import functional as F
 from sokmerge import merge, symmetry
 from sokmerge.params import Params
 from sokmerge.probe import EmpiricalRisk
+from sokmerge.reader import Estimate, plots
 from sokmerge.studies.study import Study
 from sokmerge.symmetry import PermutationGroup
 from sokmerge.testbed import data, models, zoo
 from sokmerge.testbed.recipes import Recipe, master_seed
 from sokmerge.testbed.training import train
 
-__all__ = ["COUNTS", "GAMMAS", "STUDY", "TASKS", "Bench", "images", "rows", "samples"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["COUNTS", "GAMMAS", "STUDY", "TASKS", "Bench", "Measured", "draw", "estimate", "images"]
 
 #: The first seed of the networks that are not in the zoo.
 FRESH = 500
@@ -226,26 +230,67 @@ def _fresh(recipe: Recipe, number: int) -> Params:
     return {name: tensor.float() for name, tensor in trained.state.items()}
 
 
-def samples(
-    table: pd.DataFrame,
-    part: str,
-    method: str,
-    repaired: str = "no",
-    split: str = "train",
-    measure: str = "excess loss",
-    count: int | None = None,
-) -> dict[tuple[int, int], float] | list[float]:
-    """Return the replicates of one measurement from a table of such rows.
+Values = dict[Hashable, float]
+_KEYS = ["part", "method", "repaired", "split", "measure"]
 
-    Where pairs of the same networks were measured, they come by pair; otherwise, one for each
-    seed, as a list. ``count`` says how many networks were merged, or which task is meant.
+
+class Measured:
+    """A table of such rows, asked for replicates and for estimates.
+
+    Args:
+        table: with the columns of :meth:`Bench.row`, and ``seed``.
     """
-    asked = [part, method, repaired, split, measure]
-    columns = ["part", "method", "repaired", "split", "measure"]
-    found = table[(table[columns] == asked).all(axis=1)]
-    if part in BY_SEED:
-        return [*(found if count is None else found[found.i == count]).value]
-    return dict(zip(zip(found.i, found.j, strict=True), found.value, strict=True))
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self.table = table
+        self._found = dict(iter(table.groupby(_KEYS)))
+
+    def values(
+        self,
+        part: str,
+        method: str,
+        repaired: str = "no",
+        split: str = "train",
+        measure: str = "excess loss",
+        count: int | None = None,
+    ) -> Values:
+        """Return the replicates of one measurement.
+
+        Where pairs of the same networks were measured, they are named by the pair; otherwise by
+        the seed. ``count`` says how many networks were merged, or which task is meant.
+        """
+        found = self._found[part, method, repaired, split, measure]
+        if count is not None:
+            found = found[found.i == count]
+        keys = found.seed if part in BY_SEED else zip(found.i, found.j, strict=True)
+        return dict(zip(keys, found.value, strict=True))
+
+    def shares(self, part: str, layer: int, what: str) -> Values:
+        """Return what is left of the variance in a layer, measured or predicted."""
+        return self.values(part, f"layer {layer}", "", "", what)
+
+    def gap(self, part: str, first: str, second: str, split: str = "train", **which) -> Estimate:
+        """Return by how much the first method's excess loss lies above the second's."""
+        a, b = (self.values(part, name, split=split, **which) for name in (first, second))
+        label = f"{first} less {second}, {split} images"
+        return estimate({k: x - b[k] for k, x in a.items()}, label=label, unit="nats")
+
+    def removed(self, part: str, label: str) -> Estimate:
+        """Return the share of the excess loss after matching that REPAIR removes."""
+        plain, fixed = (self.values(part, "weights", repaired) for repaired in ("no", "yes"))
+        return estimate({k: 1 - fixed[k] / x for k, x in plain.items()}, label=label)
+
+
+def draw(ax: Axes, at: Sequence[float], found: Sequence[Values], label: str, look: str) -> None:
+    """Draw replicates, their means and intervals at some positions."""
+    dots = [[*values.values()] for values in found]
+    plots.replicates(ax, at, dots, [*map(estimate, found)], label, fmt=look)
+
+
+def estimate(values: Values, **told: str) -> Estimate:
+    """Return the mean of replicates, which are pairs of networks or independent."""
+    paired = isinstance(next(iter(values)), tuple)
+    return Estimate.of_pairs(values, **told) if paired else Estimate.of([*values.values()], **told)
 
 
 STUDY = Study("neuron-alignment", rows)
