@@ -104,8 +104,8 @@ def gain_kept(
 def rows(seed: int) -> Iterator[dict[str, Any]]:
     """Measure all of it with the networks of one seed."""
     setting = Setting(seed)
-    parts = (_references, _methods, _per_task, _ablation, _modules, _tangent, _thinned, _negation)
-    for part in (*parts, _analogy):
+    parts = (_references, _methods, _surer, _per_task, _ablation, _modules, _tangent, _thinned)
+    for part in (*parts, _negation, _analogy):
         for method, option, task, x, value in part(setting):
             yield {
                 "part": part.__name__[1:],
@@ -224,29 +224,66 @@ def _methods(setting: Setting) -> Measured:
             yield name, option, task, scale, value
 
 
-def _concrete(setting: Setting) -> dict[str, dict[str, Merge]]:
-    """Masks learned from the entropy of predictions, as in the paper, or from labels."""
-    unlabelled = [images(task, "choose")[0][:500] for task in TASKS]
-    labelled = [CORRUPTIONS[task](*data.fashion("train", limit=500)) for task in TASKS]
+#: Near the scale that suits the sum without a mask; the scale is chosen after the mask is learned.
+LEARNED_AT = 0.4
+RATES = (0.1, 0.01, 0.001)
+
+
+def _entropy(setting: Setting) -> Callable[[Params], Tensor]:
+    """Return the entropy of the predictions on unlabelled images, the sum over tasks."""
+    inputs = [images(task, "choose")[0][:500] for task in TASKS]
 
     def entropy(point: Params) -> Tensor:
-        logs = (F.log_softmax(setting.outputs(point, x), 1) for x in unlabelled)
+        logs = (F.log_softmax(setting.outputs(point, x), 1) for x in inputs)
         return torch.stack([-(log.exp() * log).sum(1).mean() for log in logs]).sum()
 
+    return entropy
+
+
+def _labelled(setting: Setting) -> Callable[[Params], Tensor]:
+    """Return the loss on 500 training images with labels, the sum over tasks."""
+    batches = [CORRUPTIONS[task](*data.fashion("train", limit=500)) for task in TASKS]
+
     def loss(point: Params) -> Tensor:
-        each = [F.cross_entropy(setting.outputs(point, x), y) for x, y in labelled]
+        each = [F.cross_entropy(setting.outputs(point, x), y) for x, y in batches]
         return torch.stack(each).sum()
 
-    def learned(models: Sequence[Params], *, base: Params, loss: Any, lr: float) -> Params:
-        # Near the scale that suits the sum without a mask; the scale is chosen afterwards.
-        options = {"loss": loss, "lr": lr, "scale": 0.4, "steps": 60, "seed": setting.seed}
-        point = merge.concrete(models, base=base, **options)
-        return merge.task_arithmetic([point], base=base, scale=1 / 0.4)
+    return loss
 
+
+def _learned(
+    models: Sequence[Params],
+    *,
+    base: Params,
+    loss: Callable[[Params], Tensor],
+    lr: float,
+    seed: int,
+) -> Params:
+    """Return the base and the whole step under a learned mask."""
+    options = {"loss": loss, "lr": lr, "scale": LEARNED_AT, "steps": 60, "seed": seed}
+    point = merge.concrete(models, base=base, **options)
+    return merge.task_arithmetic([point], base=base, scale=1 / LEARNED_AT)
+
+
+def _concrete(setting: Setting) -> dict[str, dict[str, Merge]]:
+    """Masks learned from the entropy of predictions, as in the paper, or from labels."""
+    losses = {"concrete": _entropy(setting), "concrete with labels": _labelled(setting)}
     return {
-        name: {f"lr {lr}": partial(learned, loss=objective, lr=lr) for lr in (0.1, 0.01, 0.001)}
-        for name, objective in (("concrete", entropy), ("concrete with labels", loss))
+        name: {f"lr {lr}": partial(_learned, loss=loss, lr=lr, seed=setting.seed) for lr in RATES}
+        for name, loss in losses.items()
     }
+
+
+def _surer(setting: Setting) -> Measured:
+    """What lowering the entropy does: to the entropy, a mean over tasks, and to the accuracy."""
+    entropy, base = _entropy(setting), setting.base
+    for lr in (0.0, *RATES):
+        whole = merge.task_arithmetic(setting.models, base=base)
+        if lr:
+            whole = _learned(setting.models, base=base, loss=entropy, lr=lr, seed=setting.seed)
+        point = merge.task_arithmetic([whole], base=base, scale=LEARNED_AT)
+        yield "entropy", "", "mean", lr, float(entropy(point)) / len(TASKS)
+        yield "accuracy", "", "mean", lr, _mean(_accuracy(setting.report, point))
 
 
 def _per_task(setting: Setting) -> Measured:
