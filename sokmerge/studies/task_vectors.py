@@ -8,6 +8,7 @@ training images, an entropy the images of the half for choosing, without their l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -275,15 +276,14 @@ def _concrete(setting: Setting) -> dict[str, dict[str, Merge]]:
 
 
 def _surer(setting: Setting) -> Measured:
-    """What lowering the entropy does: to the entropy, a mean over tasks, and to the accuracy."""
-    entropy, base = _entropy(setting), setting.base
-    for lr in (0.0, *RATES):
-        whole = merge.task_arithmetic(setting.models, base=base)
-        if lr:
-            whole = _learned(setting.models, base=base, loss=entropy, lr=lr, seed=setting.seed)
-        point = merge.task_arithmetic([whole], base=base, scale=LEARNED_AT)
-        yield "entropy", "", "mean", lr, float(entropy(point)) / len(TASKS)
-        yield "accuracy", "", "mean", lr, _mean(_accuracy(setting.report, point))
+    """What lowering the entropy does: to the entropy, in per cent of the most, and to accuracy."""
+    entropy, base, most = _entropy(setting), setting.base, len(TASKS) * math.log(10)
+    whole = merge.task_arithmetic(setting.models, base=base)
+    sure = _learned(setting.models, base=base, loss=entropy, lr=RATES[0], seed=setting.seed)
+    for when, lr, end in (("before", 0.0, whole), ("after", RATES[0], sure)):
+        point = merge.task_arithmetic([end], base=base, scale=LEARNED_AT)
+        yield f"entropy {when}", "", "mean", lr, 100 * float(entropy(point)) / most
+        yield f"accuracy {when}", "", "mean", lr, _mean(_accuracy(setting.report, point))
 
 
 def _per_task(setting: Setting) -> Measured:
