@@ -100,7 +100,54 @@ def _tact(stage):
     stage.require_there(*merge.tact(stage.module, [stage.a, stage.b], stage.group, tasks))
 
 
+def _ot_fusion(stage):
+    models = [stage.a, stage.b]
+    stage.require_there(
+        merge.ot_fusion(stage.module, models, stage.group),
+        merge.ot_fusion(stage.module, models, stage.group, inputs=stage.inputs, chunk=4),
+    )
+
+
+def _pfnm(stage):
+    counts = [torch.ones(len(stage.a[stage.linear[-1]]), device=stage.device)] * 2
+    stage.require_there(
+        merge.pfnm([stage.a, stage.b], stage.group, counts=counts, passes=1),
+    )
+
+
+def _fedma(stage):
+    models = [stage.a, stage.b]
+    stage.require_there(
+        merge.fedma(stage.module, models, stage.group, train=lambda j, point, frozen: point)
+    )
+
+
+def _zipit(stage):
+    models = [stage.a, stage.b]
+    stage.require_there(merge.zipit(stage.module, models, stage.group, stage.inputs, chunk=4))
+    if stage.network in ("mlp", "cnn"):
+        stage.require_there(
+            *merge.partial_zipit(stage.module, models, stage.group, stage.inputs, layers=1)
+        )
+
+
+# The blocks whose units one linear layer makes; all of them where the network has none.
+LINEAR = {"cnn": ("6",), "transformer": ("layers.0.up", "layers.1.up")}
+
+
+def _pleas(stage):
+    names = LINEAR.get(stage.network, tuple(block.name for block in stage.group.blocks))
+    group = PermutationGroup(tuple(b for b in stage.group.blocks if b.name in names))
+    models = [stage.a, stage.b]
+    stage.require_there(merge.pleas(stage.module, models, group, stage.inputs, width=1.5, chunk=4))
+
+
 CASES = {
+    "fedma": _fedma,
+    "ot_fusion": _ot_fusion,
+    "pfnm": _pfnm,
+    "pleas": _pleas,
+    "zipit": _zipit,
     "annealed_matching": _annealed,
     "cca_merge": _cca,
     "cycle_consistent_matching": _cycle_consistent,
@@ -115,6 +162,12 @@ CASES = {
 # (method, network): why the method refuses it.
 DOES_NOT_APPLY: dict[tuple[str, str], str] = {
     ("cca_merge", "residual"): "all its units pass through a normalisation of single units",
+    ("fedma", "residual"): "several layers make the units of the residual stream",
+    ("fedma", "transformer"): "several layers make the units of the residual stream",
+    ("pfnm", "cnn"): "it is for chains of linear layers",
+    ("pfnm", "residual"): "it is for chains of linear layers",
+    ("pfnm", "transformer"): "it is for chains of linear layers",
+    ("pleas", "residual"): "it fits linear layers, and here convolutions make the units",
 }
 
 

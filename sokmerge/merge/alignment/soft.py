@@ -54,7 +54,7 @@ def act_softly(
 
     Args:
         group: says along which axes units lie.
-        maps: for each block a matrix, shape (size, size).
+        maps: for each block a matrix, shape (m, size); a network that has m units results.
         params: the parameters; entries that the group does not name are passed on.
         readers: the matrices for the axes along which units are read, where these differ.
         reads: says of an axis whether units are read along it.
@@ -73,8 +73,8 @@ def act_softly(
             chosen = readers if readers is not None and reads(axis) else maps
             matrix, tensor = chosen[block.name], moved[axis.parameter]
             first = tensor.to(matrix.dtype).movedim(axis.dim, 0)
-            mixed = matrix @ first.reshape(block.size, -1)
-            moved[axis.parameter] = mixed.reshape(first.shape).movedim(0, axis.dim)
+            mixed = matrix @ first.reshape(matrix.shape[1], -1)
+            moved[axis.parameter] = mixed.reshape(-1, *first.shape[1:]).movedim(0, axis.dim)
     return {
         name: tensor.to(params[name].dtype) if tensor.is_floating_point() else tensor
         for name, tensor in moved.items()
