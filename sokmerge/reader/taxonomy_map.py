@@ -33,7 +33,7 @@ _MARKS = {**NEEDS, _NOTHING: "M-5-1.2h10v2.4h-10z"}
 _SUB_BRANCHES = {"weight-aggregation": "averages"}
 
 _NAME, _WORD = 7.3, 5.7  # widths of a letter, of the names and of the words below
-_MARK, _SPACE = 16, 7
+_MARK, _SPACE, _LEAST = 16, 7, 100
 _PAD, _GAP, _STEM = 8, 14, 12
 _BOX, _ROW, _HEAD, _BELOW = 40, 46, 30, 22
 
@@ -118,17 +118,19 @@ def drawing(
     tops = [0.0, _HEAD + _BELOW, 2 * (_HEAD + _BELOW)]
     first = 3.0 * (_HEAD + _BELOW)
     height = first + max((len(c.methods) for c in columns), default=0) * _ROW
+    owned = {b: list(of) for b, of in groupby(columns, key=lambda column: column.branch)}
+    middles = {b: (of[0].x + of[-1].x + of[-1].width) / 2 for b, of in owned.items()}
+    # The root stands straight above the branch in the middle.
+    root = sorted(middles.values())[len(middles) // 2] if len(middles) % 2 else width / 2
     parts = [
         f'<svg class="sm-map-drawing" viewBox="-2 -2 {width + 4:.0f} {height + 4:.0f}" '
         f'style="max-width:{1.15 * width:.0f}px" role="group" '
         f'aria-label="Map of {len(methods)} merging methods by branch">',
-        *_head("model merging", width / 2, tops[0], None),
+        *_head("model merging", root, tops[0], None),
     ]
-    for branch, group in groupby(columns, key=lambda column: column.branch):
-        own = list(group)
-        middle = (own[0].x + own[-1].x + own[-1].width) / 2
-        alone = len(own) == 1
-        parts += [_elbow(width / 2, tops[0] + _HEAD, middle, tops[1])]
+    for branch, own in owned.items():
+        middle, alone = middles[branch], len(own) == 1
+        parts += [_elbow(root, tops[0] + _HEAD, middle, tops[1])]
         parts += _head(branch, middle, tops[1], chapters.get(own[0].chapter) if alone else None)
         for column in own:
             if alone:
@@ -150,7 +152,7 @@ def _columns(methods: Sequence[Method]) -> list[_Column]:
             lengths += [len(sub_branch(chapter)) * _NAME]
             lengths += [_STEM + len(method.name) * _NAME for method in own]
             lengths += [_STEM + _words_width(method) for method in own]
-            width = max(lengths) + 2 * _PAD
+            width = max(*lengths, _LEAST) + 2 * _PAD
             columns.append(_Column(branch, chapter, tuple(own), x, width))
             x += width + _GAP
     return columns
