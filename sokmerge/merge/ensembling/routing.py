@@ -149,11 +149,33 @@ class Router:
 def constant(
     value: float | Tensor, columns: int, features: Features, inputs: Tensor, *, normalised: bool
 ) -> Router:
-    """Return a router that gives the same coefficients to all inputs, from which to train."""
-    width = features(inputs[:1]).shape[1]
-    weight = torch.zeros(columns, width, dtype=inputs.dtype, device=inputs.device)
-    bias = torch.zeros(columns, dtype=inputs.dtype, device=inputs.device) + value
+    r"""Return a router that gives the same coefficients to all inputs, from which to train.
+
+    It reads :math:`(\phi(x)-m)/(s\sqrt d)`, with the mean m and the deviation s of the d features
+    over the inputs: then a rate means the same for features of any scale and number.
+    """
+    with torch.no_grad():
+        seen = features(inputs)
+    centre, size = _moments(seen)
+    size = size * seen.shape[1] ** 0.5
+    scaled = Features(
+        lambda x: (features(x) - centre) / size,
+        passes=features.passes,
+        parameters=features.parameters + 2 * seen.shape[1],
+    )
+    return _level(value, columns, scaled, seen, normalised)
+
+
+def _level(value, columns: int, features: Features, like: Tensor, normalised: bool) -> Router:
+    weight = torch.zeros(columns, like.shape[1], dtype=like.dtype, device=like.device)
+    bias = torch.zeros(columns, dtype=like.dtype, device=like.device) + value
     return Router(weight, bias, features, normalised)
+
+
+def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and the deviation of each feature, 1 where it never varies."""
+    deviation = features.std(0, correction=0)
+    return features.mean(0), deviation.where(deviation > 0, 1.0)
 
 
 def task_router(
@@ -191,10 +213,8 @@ def task_router(
         )
     with torch.no_grad():
         each = [features(x) for x in inputs]
-        every = torch.cat(each)
-        mean, deviation = every.mean(0), every.std(0, correction=0)
-        deviation = deviation.where(deviation > 0, 1.0)
-    start = constant(0.0, len(inputs), features, inputs[0], normalised=True)
+        mean, deviation = _moments(torch.cat(each))
+    start = _level(0.0, len(inputs), features, each[0], normalised=True)
     standard = [(f - mean) / deviation for f in each]
 
     def surprise(router: Router, _: int) -> Tensor:

@@ -77,7 +77,7 @@ def smear(
         inputs: examples on which a router is trained, shape (n, ...).
         loss: a differentiable function of the outputs for some of the inputs and of their row
             numbers, a scalar.
-        features: what the router reads.
+        features: what the router reads, standardised over the inputs.
         steps: steps of Adam; with 0 the result is the average of the models.
         lr: the rate of Adam.
         batch: inputs in a step, drawn with replacement.

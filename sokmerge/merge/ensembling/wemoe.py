@@ -80,7 +80,7 @@ def wemoe(
         router: a function from inputs to coefficients, shape (n, models); it takes the place of
             training.
         inputs: unlabelled inputs of one task after the other, on which a router is trained.
-        features: what the router reads.
+        features: what the router reads, standardised over the inputs.
         start: the coefficients before training, and those of the layers that are not chosen.
         steps: steps of Adam; with 0 the result is task arithmetic.
         lr: the rate of Adam.
@@ -129,7 +129,7 @@ def wemoe(
                 expected="inputs of each task, or a router"
             )  # fmt: skip
         require_schedule(steps, lr)
-        first = constant(start, len(models), features, inputs[0], normalised=False)
+        first = constant(start, len(models), features, torch.cat(list(inputs)), normalised=False)
 
         def entropy(router: Router, step: int) -> Tensor:
             total = []
