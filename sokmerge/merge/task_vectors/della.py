@@ -70,7 +70,7 @@ def drop_by_magnitude(
     branch="weight aggregation",
     paper="deep2024della",
     needs=("base",),
-    scope="layer",
+    scope="tensor",
     equation=r"\theta=\theta_0+\lambda\operatorname*{mean}_{\operatorname{sgn}\tilde\tau_i=\gamma}"
     r"\tilde\tau_i,\ \tilde\tau_i=\frac{m_i}{1-p_i}\odot\tau_i,\ p_i\text{ by rank}",
     ties="entries of equal magnitude share the mean of their ranks",
