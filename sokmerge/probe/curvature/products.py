@@ -34,6 +34,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from sokmerge import params as vectors
 from sokmerge.errors import ArgumentError
 from sokmerge.params import Params
+from sokmerge.probe.curvature.layers import Layers
 from sokmerge.probe.curvature.operator import Layout, Operator
 from sokmerge.probe.risk import EmpiricalRisk
 
@@ -308,7 +309,9 @@ def _operator(
 
     def build(x: Tensor, y: Tensor) -> tuple[_Map, list[Tensor] | None]:
         def work(function: nn.Module) -> tuple[_Map, list[Tensor] | None]:
-            return piece(graph, function(x), y)
+            with Layers(second=gradient):
+                outputs = function(x)
+            return piece(graph, outputs, y)
 
         with torch.enable_grad():
             return network.at({**state, **leaves}, work)
