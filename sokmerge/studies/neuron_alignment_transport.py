@@ -9,7 +9,8 @@
 * ``depth``: the correlation of matched units of both pairs, layer by layer.
 * ``widths``: a network of width 128 and one of another width.
 
-What a method may see are a thousand training images without labels. All are judged on test images.
+What a method may see are a thousand training images without labels; those that learn how much a
+client knows of each class are told its number of images of each. All are judged on test images.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -29,13 +31,14 @@ from sokmerge.merge.alignment.mapping import Moments, moments
 from sokmerge.merge.alignment.matching import assign
 from sokmerge.network import Network
 from sokmerge.params import Params
+from sokmerge.reader import Claim, Estimate
 from sokmerge.studies.study import Study
 from sokmerge.symmetry import PermutationGroup
 from sokmerge.testbed import data, models, zoo
 from sokmerge.testbed.recipes import Recipe
 from sokmerge.testbed.training import fine_tune, inputs_of
 
-__all__ = ["PAIRS", "SEEN", "STUDY", "WIDTHS"]
+__all__ = ["PAIRS", "SEEN", "STUDY", "WIDTHS", "Measured", "claims"]
 
 #: The two pairs of networks from different starts.
 PAIRS = {"same task": "lone-image-half", "other classes": "lone-class-half"}
@@ -255,6 +258,118 @@ def _accuracy(logits: Tensor, targets: Tensor) -> Tensor:
 def _row(part: str, method: str, measure: str, value: Tensor | float) -> Row:
     value = round(float(value), 6)
     return {"part": part, "method": method, "measure": measure, "value": value}
+
+
+class Measured:
+    """A table of such rows, asked for replicates and for estimates."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self.table = table
+        keys = ["part", "method", "measure"]
+        self._found = {
+            key: dict(zip(rows.seed, rows.value, strict=True)) for key, rows in table.groupby(keys)
+        }
+
+    def values(self, part: str, method: str, measure: str = "accuracy") -> dict[int, float]:
+        """Return the replicates of one measurement, by seed."""
+        return self._found[part, method, measure]
+
+    def mean(self, part: str, method: str, measure: str = "accuracy") -> Estimate:
+        """Return the mean of the replicates and its interval."""
+        found = [*self.values(part, method, measure).values()]
+        return Estimate.of(found, label=f"{part}, {method}")
+
+    def gap(self, part: str, first: str, second: str, measure: str = "accuracy") -> Estimate:
+        """Return by how much the first method lies above the second, seed by seed."""
+        a, b = (self.values(part, method, measure) for method in (first, second))
+        label = f"{first} less {second}, {part}"
+        return Estimate.of([a[seed] - b[seed] for seed in a], label=label, unit="points")
+
+    def fall(self, pair: str) -> Estimate:
+        """Return by how much the correlation falls from the first to the third layer."""
+        a, b = (self.values("depth", pair, f"correlation {k}") for k in (1, 3))
+        return Estimate.of([a[seed] - b[seed] for seed in a], label=f"fall, {pair}")
+
+    def excess_fall(self) -> Estimate:
+        """Return how much further it falls with other classes than with the same task."""
+        a, b = (
+            [
+                self.values("depth", pair, "correlation 1")[seed]
+                - self.values("depth", pair, "correlation 3")[seed]
+                for seed in sorted(self.values("depth", pair, "correlation 1"))
+            ]
+            for pair in ("other classes", "same task")
+        )
+        return Estimate.of_differences(a, b, label="fall, other classes less same task")
+
+
+def claims(found: Measured) -> Iterator[Claim]:
+    """What the papers report, and the comparisons that decide whether it holds here."""
+    same, other = PAIRS
+    transports = ("OT, weights", "OT, activations")
+    yield Claim(
+        "transport-beats-plain-averaging",
+        "Brought together by optimal transport, networks from different starts average better.",
+        "singh2019model",
+        "large gains over plain averaging",
+        "a higher accuracy, for both pairs",
+        [found.gap(part, way, "average") > 0 for part in PAIRS for way in transports],
+    )
+    yield Claim(
+        "transport-fuses-other-widths",
+        "Optimal transport merges networks of different widths.",
+        "singh2019model",
+        "networks of different widths fused",
+        "a higher accuracy than when the units are averaged in the order in which they stand",
+        [found.gap(f"width {w}", way, "first units") > 0 for w in (64, 256) for way in transports],
+    )
+    yield Claim(
+        "zipping-beats-permuting-for-other-tasks",
+        "For different tasks, zipping features within networks and across beats a permutation.",
+        "stoica2023zipit",
+        "gains of 20 % to 60 % over earlier merges",
+        "a higher accuracy, merged whole and up to the last hidden layer",
+        [
+            found.gap(other, "ZipIt!", "activations") > 0,
+            found.gap("layers", "ZipIt!", "activations", "joint 3") > 0,
+        ],
+    )
+    yield Claim(
+        "features-of-other-tasks-part-with-depth",
+        "Networks of different tasks share their first features and part with depth.",
+        "stoica2023zipit",
+        "correlations that fall with depth",
+        "correlations that fall from the first to the third layer, further than for one task",
+        [found.fall(other) > 0, found.excess_fall() > 0],
+    )
+    yield Claim(
+        "least-squares-beat-permuting-and-zipping",
+        "At the same width, layers fitted by least squares merge better than permuting or zipping.",
+        "nasery2024pleas",
+        "up to 15 points above earlier merges of the same size",
+        "a higher accuracy than by either, for both pairs",
+        [
+            found.gap(part, "PLeaS, 1", rival) > 0
+            for part in PAIRS
+            for rival in ("activations", "ZipIt!", "ZipIt!, alpha 1, beta 1")
+        ],
+    )
+    yield Claim(
+        "bayesian-matching-beats-one-average",
+        "Matched by a Bayesian model, networks merge in one round where their average fails.",
+        "yurochkin2019bayesian",
+        "better than federated averaging in a single round",
+        "a higher accuracy than the average, for both pairs",
+        [found.gap(part, "PFNM", "average") > 0 for part in PAIRS],
+    )
+    yield Claim(
+        "matched-averaging-beats-federated-averaging",
+        "Matching and averaging layer by layer beats federated averaging.",
+        "wang2020federated",
+        "better networks after fewer rounds",
+        "a higher accuracy than FedAvg after as many rounds, for both pairs",
+        [found.gap(part, "FedMA, trained", "FedAvg, rounds") > 0 for part in (same, other)],
+    )
 
 
 STUDY = Study("neuron-alignment-transport", rows)
