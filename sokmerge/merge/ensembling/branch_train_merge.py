@@ -119,7 +119,7 @@ def discover_domains(
 
     .. math:: p(d\mid x) \propto \exp\bigl(-\lVert\phi(x)-\mu_d\rVert^2/(2\sigma^2T)\bigr),
 
-    the weights of c-BTM (Gururangan et al. 2023, section 2). There the clusters are balanced in
+    the weights of c-BTM (Gururangan et al. 2023). There the clusters are balanced in
     size, and the features count words; here neither.
 
     Args:
@@ -184,7 +184,7 @@ def branch_train_merge(
               \qquad p(d\mid x) = \frac{p(x\mid d)\,p(d)}{\sum_{d'}p(x\mid d')\,p(d')}
 
     Experts branch off from one network, are trained on a domain each, without a word between
-    them, and are merged when they are used (Branch-Train-Merge, Li et al. 2022, section 2). There
+    them, and are merged when they are used (Branch-Train-Merge, Li et al. 2022). There
     they are language models, and :math:`p(x\mid d)` is what expert d gives to the text so far. A
     classifier has no such density: here it is estimated from features, by
     :func:`~sokmerge.merge.ensembling.domains`, or without any label of a domain by
@@ -239,7 +239,7 @@ def posterior_average(
 
     .. math:: \theta = \sum_d\Bigl(\frac1n\sum_x p(d\mid x)\Bigr)\,\theta_d
 
-    (Li et al. 2022, section 2, the parameter average of the experts.) It costs one forward pass,
+    (Li et al. 2022, the parameter average of the experts.) It costs one forward pass,
     and waits for the device once.
 
     Args:

@@ -186,7 +186,7 @@ def task_router(
     .. math:: \min_{W,b}\ -\frac1T\sum_t\frac1{n_t}\sum_{x\in X_t}\log r_t(x), \qquad
               r(x) = \operatorname{softmax}(W\phi(x)+b)
 
-    (The router of Twin-Merging, Lu et al. 2024, section 3.3.) The features are standardised by
+    (The router of Twin-Merging, Lu et al. 2024) The features are standardised by
     their mean and deviation over all inputs, which then enter W and b. The problem is convex; Adam
     takes its steps on all inputs at once. Steps and rate are ours.
 

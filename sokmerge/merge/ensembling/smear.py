@@ -55,7 +55,7 @@ def smear(
               \sum_i r_i(x) = 1
 
     A network that chooses one expert cannot be trained by gradient descent; one that merges them
-    can, for its loss is smooth in the router (SMEAR, Muqeeth et al. 2023, section 3.2). There
+    can, for its loss is smooth in the router (SMEAR, Muqeeth et al. 2023). There
     router and experts are trained together and each block has a router that reads the block's
     input; here the experts are given, and one router reads features of the network's input.
 

@@ -24,7 +24,7 @@ def cosine_cycle(step: int, *, period: int, high: float) -> float:
     .. math:: \alpha(t) = \frac{\alpha_0}{2}\Bigl(\cos\frac{\pi\,(t\bmod c)}{c}+1\Bigr),
               \qquad t = 0, 1, 2, \ldots
 
-    (Huang et al. 2017, equation 2; there steps are counted from 1.)
+    (Huang et al. 2017; there steps are counted from 1.)
 
     Args:
         step: t, from 0.
@@ -67,7 +67,7 @@ def snapshot_ensemble(
 
     A run at a cyclic rate (:func:`~sokmerge.merge.ensembling.cosine_cycle`) settles M times, and
     is shaken up in between. The last m of the networks in which it settles make an ensemble for
-    the training cost of one network (Huang et al. 2017, section 3). Whether they differ enough is
+    the training cost of one network (Huang et al. 2017). Whether they differ enough is
     a question about the rate: it must leave the basin.
 
     Scope: the output. There is neither a tie rule nor a sign rule.

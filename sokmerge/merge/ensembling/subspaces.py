@@ -99,8 +99,8 @@ def learned_line(
     of one network. With two models the result is a line, whose midpoint is one network, and whose
     points make an ensemble.
 
-    In the paper batch statistics are estimated at each point before it is used, and so they are
-    here: see ``calibration`` in :meth:`Simplexes.ensemble`.
+    BatchNorm statistics belong to a point and have to be estimated at each one that is used: see
+    ``calibration`` in :meth:`Simplexes.ensemble`.
 
     Scope: the model. There is neither a tie rule nor a sign rule. The order of the models decides
     which of them gets which random weight.
@@ -169,8 +169,8 @@ def simplex(
 
     The models stay as they are. New corners are added one after the other and trained alone, so
     that the loss is low at random points of the simplex and its volume V is large (SPRO, Benton et
-    al. 2021, section 4). With one model this is a simplex around it, and an ensemble of its points
-    the paper's ESPRO (section 5). With several, each model and all the new corners make a simplex;
+    al. 2021). With one model this is a simplex around it, and an ensemble of its points
+    the paper's ESPRO. With several, each model and all the new corners make a simplex;
     these share the new corners, and so connect the models.
 
     A new corner begins at the mean of the models and the corners before it, moved by noise: at

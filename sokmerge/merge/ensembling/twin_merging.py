@@ -55,7 +55,7 @@ def twin_merging(
 
     The shared knowledge :math:`\theta_s` is what task arithmetic makes; the exclusive knowledge of
     a task is what is missing to its own network, cut to the k largest singular values of each
-    matrix (Twin-Merging, Lu et al. 2024, section 3). A router says from which task an input
+    matrix (Twin-Merging, Lu et al. 2024). A router says from which task an input
     comes: a logistic regression on features (:func:`~sokmerge.merge.ensembling.task_router`). With
     all singular values and a router that is sure, each input is seen by the network of its task.
 

@@ -56,7 +56,7 @@ def wemoe(
     .. math:: \theta^l(x) = \theta_0^l + \sum_i r_i(x)\,(\theta_i^l-\theta_0^l)
 
     for the chosen layers l, and task arithmetic with scale ``start`` for all others (WEMoE, Tang
-    et al. 2024, section 4). There the chosen layers are the MLPs of a transformer. The router
+    et al. 2024). There the chosen layers are the MLPs of a transformer. The router
     begins with the coefficient ``start`` for every task and every input. It is trained without
     labels: its predictions are to have a low entropy on the inputs of all tasks. The coefficients
     are free in sign and size.
