@@ -103,7 +103,7 @@ quick: $(STAMP) ## the inner loop, under two minutes: ruff and the unit tests th
 	@$(MAKE) --no-print-directory lint
 	$(call stage,quick tests,$(PYTEST) --no-header $(PARALLEL) -m "not slow and not site")
 
-bench: $(STAMP) ## time the probes against loss-landscapes, write book/benchmarks.md
+bench: $(STAMP) ## time the probes against other programs, write book/benchmarks.md
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench]"
 	$(call stage,benchmarks,$(PYTEST) --no-header tests/benchmarks)
 

@@ -1,7 +1,7 @@
 """A plane against loss-landscapes, in CPU seconds, and the page that shows it.
 
 Not part of ``make test``. Run ``make bench``: it measures both in the same process, on one thread,
-holds the values to a naive loop, and writes ``book/benchmarks.md``.
+holds the values to a naive loop, and writes its section of ``book/benchmarks.md``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from sokmerge import params
-from sokmerge.files import write_atomically
 from sokmerge.probe import EmpiricalRisk, Plane, filter_normalised, plane
 from sokmerge.testbed import data
 
@@ -120,15 +119,15 @@ def test_a_naive_loop_finds_the_same_values(benchmark, measured, network, images
     assert measured.difference <= AGREEMENT
 
 
-def test_it_takes_a_sixth_of_the_time_and_the_page_says_so(measured, root):
+def test_it_takes_a_sixth_of_the_time_and_the_page_says_so(measured, write_section):
     if len(measured.seconds) < 3 or measured.difference is None:
         pytest.skip("needs the other tests of this file")
-    write_atomically(root / "book" / "benchmarks.md", _page(measured))
+    write_section("plane", _section(measured))
     seconds = measured.seconds
     assert seconds["loss-landscapes"] / seconds["sokmerge"] >= AT_LEAST
 
 
-def _page(measured: Measured) -> str:
+def _section(measured: Measured) -> str:
     described = {
         "loss-landscapes": f"loss-landscapes {version('loss-landscapes')}, `random_plane`",
         "naive loop": "a naive loop: load the point, run all images, without gradients",
@@ -142,15 +141,8 @@ def _page(measured: Measured) -> str:
     )
     torch_version = torch.__version__.split("+")[0]
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"""---
-myst:
-  html_meta:
-    description: "How long the probes take, measured against loss-landscapes in the same run."
----
-
-# Benchmarks
-
-<!-- Written by `make bench`; changes by hand are lost. -->
+    return f"""
+## A plane
 
 How long does a plane take?
 A {SIDE} x {SIDE} plane through a CNN of 99,550 parameters (two convolutions with 16 and 32
@@ -173,12 +165,4 @@ images and kernels in channels-last order, max pooling as a maximum of slices, n
 memory asked for anew from the operating system at every point.
 That gain belongs to small convolutional networks on a processor; on a GPU, or where one image fills
 the cache, expect less of it.
-
-To measure it again:
-
-```
-make bench
-```
-
-The table changes with the machine, and this page with the table.
 """
