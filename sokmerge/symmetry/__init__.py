@@ -1,6 +1,18 @@
 """What leaves a network's function unchanged."""
 
 from sokmerge.symmetry.chain import chain
+from sokmerge.symmetry.derived import Symmetry, of
 from sokmerge.symmetry.permutation import Axis, Block, Permutation, PermutationGroup, Site
+from sokmerge.symmetry.solving import Pinned
 
-__all__ = ["Axis", "Block", "Permutation", "PermutationGroup", "Site", "chain"]
+__all__ = [
+    "Axis",
+    "Block",
+    "Permutation",
+    "PermutationGroup",
+    "Pinned",
+    "Site",
+    "Symmetry",
+    "chain",
+    "of",
+]
