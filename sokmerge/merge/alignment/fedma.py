@@ -48,8 +48,8 @@ def fedma(
     the Bayesian matching of :func:`pfnm` on what makes them; matched ones are averaged, the
     others kept, so that a layer may become wider. Then each client's next layer is made to read
     the global units, with zeros for those that it did not have, and the client trains what comes
-    behind on its own data, while the layers that are merged stay frozen (Wang et al. 2020,
-    algorithm 1). The last layer is averaged.
+    behind on its own data, while the layers that are merged stay frozen (Wang et al. 2020).
+    The last layer is averaged.
 
     Args:
         module: the architecture, which says what makes and what reads units; its parameters are

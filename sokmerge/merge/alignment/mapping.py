@@ -135,19 +135,30 @@ def rows(
     block is settled, that is, its units are in one order in all networks. None if nothing is left.
     """
     parts = []
-    for axis in block.axes:
-        if axis.buffer or reads(module, axis):
-            continue
-        others = {
-            other.name
-            for other in group.blocks
-            for each in other.axes
-            if each.parameter == axis.parameter and other.name != block.name
-        }
+    for axis, others in _makers(module, group, block):
         if others <= settled:
             first = wide(params[axis.parameter]).movedim(axis.dim, 0)
             parts.append(first.reshape(first.shape[0] // axis.repeat, -1))
     return torch.cat(parts, 1) if parts else None
+
+
+def _makers(
+    module: nn.Module, group: PermutationGroup, block: Block
+) -> list[tuple[Axis, set[str]]]:
+    """Return the axes along which a block is made, and the other blocks of their parameters."""
+    return [
+        (
+            axis,
+            {
+                other.name
+                for other in group.blocks
+                for each in other.axes
+                if each.parameter == axis.parameter and other.name != block.name
+            },
+        )
+        for axis in block.axes
+        if not axis.buffer and not reads(module, axis)
+    ]
 
 
 def layer_order(module: nn.Module, group: PermutationGroup, params: Params) -> list[Block]:
@@ -161,13 +172,13 @@ def layer_order(module: nn.Module, group: PermutationGroup, params: Params) -> l
     """
     settled: frozenset[str] = frozenset()
     left, found = list(group.blocks), []
-    everything = frozenset(block.name for block in group.blocks)
+    makers = {block.name: _makers(module, group, block) for block in group.blocks}
     while left:
         shares = []
         for block in left:
-            now = rows(module, group, block, params, settled)
-            whole = rows(module, group, block, params, everything)
-            shares.append(0.0 if now is None or whole is None else now.shape[1] / whole.shape[1])
+            entries = [(params[x.parameter].numel(), o <= settled) for x, o in makers[block.name]]
+            whole = max(sum(number for number, _ in entries), 1)
+            shares.append(sum(number for number, comparable in entries if comparable) / whole)
         best = max(range(len(left)), key=lambda k: shares[k])
         if shares[best] == 0:
             raise ArgumentError(

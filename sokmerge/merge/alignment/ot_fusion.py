@@ -52,7 +52,7 @@ def ot_fusion(
     Layer by layer, the units of a network are a cloud of points of equal mass, and so are the
     first one's. The transport plan T moves the one to the other at the least cost, where
     :math:`C_{ij}` is the distance of the first network's unit i to the other's unit j (Singh and
-    Jaggi 2019, section 3):
+    Jaggi 2019):
 
     .. math:: \min_{T\ge 0}\ \langle T, C\rangle\quad\text{with}\quad
               T\mathbf 1=\tfrac1n\mathbf 1,\ T^\top\mathbf 1=\tfrac1m\mathbf 1 .

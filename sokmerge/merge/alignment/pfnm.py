@@ -50,9 +50,9 @@ def pfnm(
     (:func:`match_units`). Given the matching, each global unit is the posterior mean of its copies.
 
     Layers are matched from the last to the first, a unit described by its outgoing weights and
-    its bias, in the first layer by its incoming weights as well (section 3.2). A weight to a
-    global unit that a network does not have counts as zero. The prior shrinks: what one network
-    alone has is multiplied by :math:`\sigma_0^2/(\sigma_0^2+\sigma^2)`.
+    its bias, in the first layer by its incoming weights as well. A weight to a global unit that a
+    network does not have counts as zero. The prior shrinks: what one network alone has is
+    multiplied by :math:`\sigma_0^2/(\sigma_0^2+\sigma^2)`.
 
     Args:
         models: parameters of networks of linear layers, whose widths may differ.
@@ -151,7 +151,7 @@ def match_units(
               \frac{(v_{jl}/\sigma_j^2)^2}{1/\sigma_0^2+1/\sigma_j^2}-2\log\frac{kJ}{\gamma_0}
               \quad\text{(the k-th new unit)}
 
-    is largest, squares and quotients summed over entries (Yurochkin et al. 2019, section 3.1).
+    is largest, squares and quotients summed over entries (Yurochkin et al. 2019).
     Constants of the densities are left out, as in the authors' code. Hence the noise is a
     threshold rather than a variance: to be told from new units, copies have to differ by much
     less than it says.

@@ -44,7 +44,7 @@ def pleas(
 
     First the units of each layer are matched by the correlation of their activations. Of the n
     pairs the most similar are merged, so many that ``width`` times n units are left; the units
-    of the other pairs are kept, each on its own (Nasery et al. 2024, section 3). Let
+    of the other pairs are kept, each on its own (Nasery et al. 2024). Let
     :math:`\hat Z` hold the activations of the units that result, computed from the two networks:
     the mean of both where units were merged, one network's where not; and :math:`\hat Y`
     likewise what the next layer gives out before its nonlinearity. The weights of that layer are

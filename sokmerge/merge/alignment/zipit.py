@@ -40,7 +40,7 @@ def zipit(
     r"""Zip networks into one: merge the features that correlate most, whosever they are.
 
     A permutation pairs each feature of one network with one of the other, even where the other
-    has nothing like it, as is to be expected of different tasks. Stoica et al. (2023, section 4)
+    has nothing like it, as is to be expected of different tasks. Stoica et al. (2023)
     put the n features of a layer of all J networks side by side and merge the two that correlate
     most, within a network or across, until n are left. The merge matrix M averages the features
     that became one, the unmerge matrix U gives each of them what they became, and a layer turns
@@ -60,7 +60,7 @@ def zipit(
         models: parameters of at least two networks.
         group: what the units are; each block needs a site.
         inputs: shape (n, ...), at least two, of all tasks. No labels are needed.
-        alpha: from 0 to 1; the default is the one in the authors' code.
+        alpha: from 0 to 1; the default is that of the authors' code.
         beta: from 0, merges across networks only, to 1; the default is the one in the authors'
             code.
         chunk: examples in one forward pass.
@@ -110,7 +110,7 @@ def partial_zipit(
 
     Returns:
         For each network its parameters. Those of the zipped layers are the same tensors in all,
-        and what follows them reads the zipped features (section 4.3).
+        and what follows them reads the zipped features.
 
     >>> from sokmerge import params, symmetry
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).eval()
