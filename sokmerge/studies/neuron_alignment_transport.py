@@ -15,10 +15,11 @@ client knows of each class are told its number of images of each. All are judged
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -31,14 +32,17 @@ from sokmerge.merge.alignment.mapping import Moments, moments
 from sokmerge.merge.alignment.matching import assign
 from sokmerge.network import Network
 from sokmerge.params import Params
-from sokmerge.reader import Claim, Estimate
+from sokmerge.reader import Claim, Estimate, plots
 from sokmerge.studies.study import Study
 from sokmerge.symmetry import PermutationGroup
 from sokmerge.testbed import data, models, zoo
 from sokmerge.testbed.recipes import Recipe
 from sokmerge.testbed.training import fine_tune, inputs_of
 
-__all__ = ["PAIRS", "SEEN", "STUDY", "WIDTHS", "Measured", "claims"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["PAIRS", "SEEN", "SHOWN", "STUDY", "WIDTHS", "Measured", "claims"]
 
 #: The two pairs of networks from different starts.
 PAIRS = {"same task": "lone-image-half", "other classes": "lone-class-half"}
@@ -52,7 +56,40 @@ WIDTHS = (64, 128, 256)
 #: How PLeaS is asked for its width.
 RATIOS = (1.0, 1.25, 1.5, 2.0)
 
-#: Rounds of federated training, and epochs of each client in a round.
+#: What a figure shows, in this order; "free" is ZipIt! without restraint, alpha and beta 1.
+SHOWN = (
+    "average",
+    "activations",
+    "OT, activations",
+    "PFNM",
+    "FedMA",
+    "ZipIt!",
+    "ZipIt!, free",
+    "PLeaS, 1",
+    "PLeaS, 1.5",
+    "ensemble",
+)
+
+#: Under which names the means of methods are quoted.
+QUOTED = {
+    "average": "plain",
+    "activations": "permuted",
+    "weights": "permuted-by-weights",
+    "OT, activations": "transported",
+    "OT, entropy": "smoothed",
+    "PFNM": "pooled",
+    "PFNM, wider": "pooled-wider",
+    "FedMA": "matched",
+    "FedMA, trained": "matched-trained",
+    "FedAvg, rounds": "rounds",
+    "ZipIt!": "zipped",
+    "ZipIt!, free": "zipped-freely",
+    "PLeaS, 1": "fitted",
+    "PLeaS, 1.5": "fitted-wider",
+    "ensemble": "together",
+}
+
+#: Epochs of each client in a round of federated training.
 EPOCHS = 2
 
 CLASSES = 10
@@ -113,7 +150,7 @@ def _merged(
         "OT, activations": merge.ot_fusion(module, pair, group, inputs=seen),
         "OT, entropy": merge.ot_fusion(module, pair, group, inputs=seen, regularisation=0.1),
         "ZipIt!": merge.zipit(module, pair, group, seen),
-        "ZipIt!, alpha 1, beta 1": merge.zipit(module, pair, group, seen, alpha=1, beta=1),
+        "ZipIt!, free": merge.zipit(module, pair, group, seen, alpha=1, beta=1),
         **{
             f"PLeaS, {width:g}": merge.pleas(module, pair, group, seen, width=width)
             for width in RATIOS
@@ -183,7 +220,7 @@ def _layers(
         for method, tails in (
             ("activations", permuted),
             ("ZipIt!", zipped()),
-            ("ZipIt!, alpha 1, beta 1", zipped(alpha=1, beta=1)),
+            ("ZipIt!, free", zipped(alpha=1, beta=1)),
         ):
             said = torch.empty(len(test[0]), CLASSES)
             for tail, classes in zip(tails, own, strict=True):
@@ -302,6 +339,44 @@ class Measured:
         )
         return Estimate.of_differences(a, b, label="fall, other classes less same task")
 
+    def quoted(self) -> dict[str, str]:
+        """Return means as text, each under a name by which a chapter can quote it."""
+        found = {}
+        for pair, (method, name) in itertools.product(PAIRS, QUOTED.items()):
+            found[f"{name}-{pair.split()[0]}"] = f"{self.mean(pair, method).mean:.1f}"
+        for pair, layer in itertools.product(PAIRS, (1, 3)):
+            mean = self.mean("depth", pair, f"correlation {layer}").mean
+            found[f"correlation-{pair.split()[0]}-{layer}"] = f"{mean:.2f}"
+        for width, (method, name) in itertools.product(
+            (64, 256), {"OT, activations": "fused", "first units": "stacked"}.items()
+        ):
+            found[f"{name}-{width}"] = f"{self.mean(f'width {width}', method).mean:.1f}"
+        return found
+
+    def draw_pairs(self, ax: Axes) -> None:
+        """Draw the accuracy of each merge for both pairs."""
+        for k, pair in enumerate(PAIRS):
+            at = [x + k / 4 - 0.125 for x in range(len(SHOWN))]
+            self._draw(ax, at, [(pair, name, "accuracy") for name in SHOWN], pair, f"C{k}o")
+        ax.set(ylabel="correct test images [%]", ylim=(0, 100))
+        ax.set_xticks(range(len(SHOWN)), SHOWN, rotation=60, ha="right")
+        ax.legend(loc="lower right")
+
+    def draw_layers(self, ax: Axes) -> None:
+        """Draw the accuracy for other classes over the number of merged layers."""
+        for name, look in {
+            "activations": "C2s:",
+            "ZipIt!": "C3D--",
+            "ZipIt!, free": "C4v-",
+        }.items():
+            self._draw(ax, range(4), [("layers", name, f"joint {n}") for n in range(4)], name, look)
+        ax.set(xlabel="merged hidden layers", ylim=(0, 100), xticks=range(4))
+        ax.legend(loc="upper right")
+
+    def _draw(self, ax: Axes, at: Sequence[float], asked: list, label: str, look: str) -> None:
+        dots = [[*self.values(*which).values()] for which in asked]
+        plots.replicates(ax, at, dots, [Estimate.of(each) for each in dots], label, fmt=look)
+
 
 def claims(found: Measured) -> Iterator[Claim]:
     """What the papers report, and the comparisons that decide whether it holds here."""
@@ -351,7 +426,7 @@ def claims(found: Measured) -> Iterator[Claim]:
         [
             found.gap(part, "PLeaS, 1", rival) > 0
             for part in PAIRS
-            for rival in ("activations", "ZipIt!", "ZipIt!, alpha 1, beta 1")
+            for rival in ("activations", "ZipIt!", "ZipIt!, free")
         ],
     )
     yield Claim(
