@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from torch import Tensor
 
 from sokmerge.errors import ArgumentError
 from sokmerge.merge.alignment.matching import Matching
 from sokmerge.merge.taxonomy import method
 from sokmerge.params import Params, lerp, require_finite, require_matching
-from sokmerge.symmetry import Permutation, PermutationGroup
+from sokmerge.symmetry import Block, Permutation, PermutationGroup
 
 __all__ = ["annealed_matching"]
 
@@ -84,7 +85,9 @@ def annealed_matching(
         raise ArgumentError(
             "hot, cold", found=f"{hot}, {cold}", expected="two positive temperatures, falling"
         )
-    blocks = [block for block in group.blocks if block.size > 1]
+    # Units that lie within others trade places inside one whole.
+    wholes = {b.name: 1 if b.within is None else group.by_name[b.within].size for b in group.blocks}
+    blocks = [block for block in group.blocks if block.size > wholes[block.name]]
     if not blocks:
         raise ArgumentError("group", found="no block of two units", expected="units to swap")
     generator = np.random.default_rng(seed)
@@ -100,13 +103,28 @@ def annealed_matching(
     for step in range(steps):
         temperature = hot * (cold / hot) ** (step / max(steps - 1, 1))
         block = blocks[generator.choice(len(blocks), p=shares)]
-        i, j = generator.choice(block.size, 2, replace=False)
-        order = present[block.name].clone()
-        order[i], order[j] = present[block.name][j], present[block.name][i]
-        candidate = {**present, block.name: order}
+        each = block.size // wholes[block.name]
+        i, j = generator.choice(each, 2, replace=False) + each * generator.integers(
+            wholes[block.name]
+        )
+        candidate = _swapped(group, present, block, int(i), int(j))
         there, chance = reached(candidate), generator.random()
         if there >= value or chance < math.exp((there - value) / temperature):
             present, value = candidate, there
         if value > highest:
             best, highest = present, value
     return Matching(best, highest, steps)
+
+
+def _swapped(
+    group: PermutationGroup, present: Permutation, block: Block, i: int, j: int
+) -> dict[str, Tensor]:
+    """Return a permutation in which two units of a block, with all within them, trade places."""
+    candidate, names = dict(present), {block.name}
+    for other in group.blocks:
+        if other.name in names or other.within in names:
+            names.add(other.name)
+            rows = present[other.name].view(block.size, -1).clone()
+            rows[[i, j]] = rows[[j, i]]
+            candidate[other.name] = rows.flatten()
+    return candidate

@@ -116,7 +116,8 @@ def _reads(network: Network, axis: Axis) -> bool:
 def _require_linear(network: Network, group: PermutationGroup) -> None:
     for block in group.blocks:
         makers = {x.parameter.rpartition(".")[0] for x in block.axes if not _reads(network, x)}
-        fine = len(makers) == 1 and block.site is not None
+        fine = len(makers) == 1 and block.site is not None and block.within is None
+        fine = fine and all(axis.places is None for axis in block.axes)
         if not fine or not isinstance(network.skeleton.get_submodule(*makers), _LINEAR):
             raise ArgumentError(
                 "group",

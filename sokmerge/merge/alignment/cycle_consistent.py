@@ -3,7 +3,7 @@ r"""Align many networks at once, each to a common order of units."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,13 @@ from torch import Tensor
 
 from sokmerge.errors import ArgumentError
 from sokmerge.merge.alignment.matching import assign
-from sokmerge.merge.alignment.soft import act_softly, harden, matrices
+from sokmerge.merge.alignment.soft import (
+    act_softly,
+    completed,
+    free_blocks,
+    harden,
+    matrices,
+)
 from sokmerge.merge.operands import require_models
 from sokmerge.merge.taxonomy import method
 from sokmerge.params import Params, host, inner, wide
@@ -89,7 +95,8 @@ def cycle_consistent_matching(
     Args:
         models: parameters of at least two networks of one architecture.
         group: its symmetry.
-        start: for each network the permutation to begin with, by default the identity.
+        start: for each network the permutation to begin with, by default the identity. Units
+            that lie within others, as channels in heads, go with these, in the order they have.
         max_passes: bound on the number of steps.
 
     Returns:
@@ -121,11 +128,11 @@ def cycle_consistent_matching(
     points = [{name: wide(model[name]) for name in sorted(named)} for model in models]
     like = next(iter(points[0].values()))
     plain = PermutationGroup(
-        tuple(
-            type(b)(b.name, b.size, tuple(x for x in b.axes if not x.buffer)) for b in group.blocks
-        )
+        tuple(replace(b, axes=tuple(x for x in b.axes if not x.buffer)) for b in group.blocks)
     )
-    soft = [matrices(p, like) for p in (start or [group.identity()] * len(models))]
+    free = [block.name for block in free_blocks(group)]
+    begin = start or [group.identity()] * len(models)
+    soft = [matrices({name: p[name] for name in free}, like) for p in begin]
     passes, moving = 0, True
     while moving and passes < max_passes:
         passes += 1
@@ -135,7 +142,7 @@ def cycle_consistent_matching(
         share, gain = _best_share(plain, soft, corners, points)
         soft = [_between(p, corner, share) for p, corner in zip(soft, corners, strict=True)]
         moving = gain > _STILL
-    permutations = tuple(harden(p, assign) for p in soft)
+    permutations = tuple(completed(group, harden(p, assign)) for p in soft)
     in_universe = [group.act(p, m) for p, m in zip(permutations, models, strict=True)]
     reached = sum(
         float(host(inner(first, second)))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sokmerge.errors import ArgumentError
 from sokmerge.merge.alignment.matching import Matching, assign
-from sokmerge.merge.alignment.soft import act_softly, harden
+from sokmerge.merge.alignment.soft import act_softly, completed, free_blocks, harden
 from sokmerge.merge.taxonomy import method
 from sokmerge.params import Params, distance, host, require_finite, require_matching, stream
 from sokmerge.symmetry import PermutationGroup
@@ -74,7 +74,8 @@ def sinkhorn_matching(
     differentiate the fixed point of the normalisation; here its steps are differentiated, which
     gives the derivative of what is computed. In the end each X is rounded to the permutation that
     it is most in favour of. Since the normalisation only adds a number to each row and each
-    column of X, this is also the best assignment for :math:`\log S`.
+    column of X, this is also the best assignment for :math:`\log S`. Units that lie within others,
+    as channels in heads, go with these.
 
     Args:
         a: parameters of the reference network.
@@ -115,7 +116,7 @@ def sinkhorn_matching(
     like = next(tensor for tensor in a.values() if tensor.is_floating_point())
     free = {
         block.name: _start(block.size, f"{seed}:{block.name}", like).requires_grad_()
-        for block in group.blocks
+        for block in free_blocks(group)
     }
     scale = distance(a, b).square()
     optimizer = torch.optim.Adam(free.values(), lr=lr)
@@ -133,7 +134,7 @@ def sinkhorn_matching(
         ):
             x.grad = gradient
         optimizer.step()
-    permutation = harden(free, assign)
+    permutation = completed(group, harden(free, assign))
     with torch.no_grad():
         reached = objective(group.act(permutation, b))
     return Matching(permutation, -float(host(reached)), steps)

@@ -13,9 +13,28 @@ import torch
 from torch import Tensor
 
 from sokmerge.params import Params
-from sokmerge.symmetry import Axis, Permutation, PermutationGroup
+from sokmerge.symmetry import Axis, Block, Permutation, PermutationGroup
 
-__all__ = ["act_softly", "harden", "matrices"]
+__all__ = ["act_softly", "completed", "free_blocks", "harden", "matrices"]
+
+
+def free_blocks(group: PermutationGroup) -> tuple[Block, ...]:
+    """Return the blocks whose units are free: not those that lie within the units of another."""
+    return tuple(block for block in group.blocks if block.within is None)
+
+
+def completed(group: PermutationGroup, permutation: Permutation) -> dict[str, Tensor]:
+    """Return an element of the group from the orders of its free blocks.
+
+    Units that lie within others go where these go, in the order that they have.
+    """
+    full = dict(permutation)
+    for block in group.blocks:
+        if block.name not in full:
+            wholes = full[block.within]
+            inside = torch.arange(block.size // len(wholes), device=wholes.device)
+            full[block.name] = (wholes[:, None] * len(inside) + inside).flatten()
+    return full
 
 
 def matrices(permutation: Permutation, like: Tensor) -> dict[str, Tensor]:
@@ -54,7 +73,8 @@ def act_softly(
 
     Args:
         group: says along which axes units lie.
-        maps: for each block a matrix, shape (m, size); a network that has m units results.
+        maps: for each block a matrix, shape (m, size); a network that has m units results. A
+            block within another one may be left out: then its units go with their wholes.
         params: the parameters; entries that the group does not name are passed on.
         readers: the matrices for the axes along which units are read, where these differ.
         reads: says of an axis whether units are read along it.
@@ -66,16 +86,31 @@ def act_softly(
     tensor([2., 2.])
     """
     moved = dict(params)
+    maps, readers = _with_inside(group, maps), _with_inside(group, readers or maps)
     for block in group.blocks:
         for axis in block.axes:
             if axis.buffer and axis.parameter not in moved:
                 continue
-            chosen = readers if readers is not None and reads(axis) else maps
-            matrix, tensor = chosen[block.name], moved[axis.parameter]
-            first = tensor.to(matrix.dtype).movedim(axis.dim, 0)
-            mixed = matrix @ first.reshape(matrix.shape[1], -1)
-            moved[axis.parameter] = mixed.reshape(-1, *first.shape[1:]).movedim(0, axis.dim)
+            matrix = (readers if reads(axis) else maps)[block.name]
+            tensor = moved[axis.parameter].to(matrix.dtype)
+            first = tensor.movedim(axis.dim, 0)
+            mixed = (matrix @ axis.rows(tensor)).reshape(-1, *first.shape[1:])
+            if axis.places is not None:  # the other entries of the dimension stay
+                places = torch.tensor(axis.places, device=tensor.device).flatten()
+                mixed = first.index_copy(0, places, mixed)
+            moved[axis.parameter] = mixed.movedim(0, axis.dim)
     return {
         name: tensor.to(params[name].dtype) if tensor.is_floating_point() else tensor
         for name, tensor in moved.items()
     }
+
+
+def _with_inside(group: PermutationGroup, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add the maps of blocks within others: each whole is mixed as one."""
+    full = dict(maps)
+    for block in group.blocks:
+        if block.name not in full:
+            whole = full[block.within]
+            inside = torch.eye(block.size // whole.shape[1], dtype=whole.dtype, device=whole.device)
+            full[block.name] = torch.kron(whole, inside)
+    return full

@@ -54,7 +54,7 @@ def variance_ratio(
 
     .. math:: \operatorname{var}\bigl(\tfrac12(z_a+z_b)\bigr)=\tfrac{1+\rho}{2}\,\sigma^2
 
-    (Jordan et al. 2022, section 3). The averaged network computes this average in its first
+    (Jordan et al. 2022). The averaged network computes this average in its first
     layer. In later layers its inputs have lost variance already and have passed a nonlinearity,
     so there the measured ratio may differ, either way.
 
