@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from sokmerge import merge, params, probe, symmetry
@@ -220,16 +221,19 @@ class Stage:
         return [params.to(p, dtype=torch.bfloat16) for p in (self.a, self.b, self.c)]
 
     def require_there(self, *points: params.Params) -> None:
-        """Raise unless the points are fake and lie on the device that is rehearsed."""
+        """Raise unless the points have no values and lie on the device that is rehearsed."""
         for point in points:
             assert point, "a point without tensors"
             for tensor in point.values():
-                assert isinstance(tensor, FakeTensor) and tensor.device.type == self.device.type
+                assert not params.has_values(tensor) and tensor.device.type == self.device.type
 
 
 @functools.cache
-def _staged(device: str, network: str) -> tuple[FakeTensorMode, Stage]:
-    with FakeTensorMode() as mode:
+def _staged(device: str, network: str) -> tuple[AbstractContextManager[object], Stage]:
+    # Tensors on meta that are not fake are twice as fast, and waiting fails with them too. But a
+    # product of one with a tensor that was left behind does not: three networks show that.
+    mode = nullcontext() if network == "transformer" else FakeTensorMode()
+    with mode:
         return mode, Stage(device, network)
 
 

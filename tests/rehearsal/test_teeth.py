@@ -54,6 +54,13 @@ def test_a_fault_would_be_caught(stage, fault):
         run(stage, stage.linear[-1])
 
 
+@pytest.mark.parametrize("fault", [name for name, (error, _) in FAULTS.items() if error is WAITS])
+@pytest.mark.parametrize("stage", [("meta", "transformer")], ids="-".join, indirect=True)
+def test_waiting_fails_without_the_mode_too(stage, fault):
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        FAULTS[fault][1](stage, stage.linear[-1])
+
+
 @EACH_DEVICE
 @pytest.mark.parametrize(
     ("error", "factor"),
