@@ -42,7 +42,7 @@ def test_a_learned_soup_finds_the_optimum_of_a_quadratic():
     shares = torch.tensor([0.6, 0.3, 0.1])
     target = Blend(models)(shares[:, None])
     target = {k: t for k, t in target.items() if t.is_floating_point()}
-    found = learned_soup(models, loss=_squared(target), steps=400)
+    found = learned_soup(models, loss=_squared(target), steps=250)
     assert float(_squared(target)(found)) < 1e-5
     assert found["steps"] is models[0]["steps"]
 
@@ -53,8 +53,8 @@ def test_layers_may_have_weights_of_their_own():
     target = Blend(models, layerwise=True)(shares)
     target = {k: t for k, t in target.items() if t.is_floating_point()}
     loss = _squared(target)
-    fine = learned_soup(models, loss=loss, steps=400, layerwise=True)
-    coarse = learned_soup(models, loss=loss, steps=400)
+    fine = learned_soup(models, loss=loss, steps=250, layerwise=True)
+    coarse = learned_soup(models, loss=loss, steps=250)
     assert float(loss(fine)) < 1e-5 < 0.1 < float(loss(coarse))
 
 
