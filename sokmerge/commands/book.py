@@ -81,12 +81,23 @@ def check(names: Names = None) -> None:
     """Check what must hold in the chapters; exit 1 and say what does not."""
     selected = _selected(names)
     told = [f"{found.name}: {problem}" for found in selected for problem in guards.check(found)]
-    told += [] if names else guards.check_book(root())
+    if not names:
+        told += [*guards.check_book(root()), *_check_methods(selected)]
     for problem in told:
         typer.echo(problem, err=True)
     typer.echo(f"{len(selected)} chapters checked, {len(told)} problems")
     if told:
         raise typer.Exit(1)
+
+
+def _check_methods(found: list[Chapter]) -> list[str]:
+    """Return which methods are not explained, cited and compared, in a book with such a part."""
+    if not any(made.name.startswith("merging/") for made in found):
+        return []
+    from sokmerge import merge, studies
+
+    compared = set(studies.results("bake-off")["method"])
+    return guards.check_methods(root(), merge.methods(), compared)
 
 
 def pages() -> None:

@@ -70,7 +70,9 @@ def test_a_chapter_from_stale_to_checked(small_book, call):
     assert "0 chapters executed" in call("chapters", "execute", "--stale").stdout
     assert "1 figures, 1 claims" in call("chapters", "list").stdout
     assert call("chapters", "check").exit_code == 0
-    assert len(call("pages").stdout.splitlines()) == 3
+    written = [line.rsplit("/", 1)[-1] for line in call("pages").stdout.splitlines()]
+    parts = ["map.html", "needs.md", "equations.md"]
+    assert written == ["claims-ledger.md", "figure-index.md", *parts, "loss-line.png"]
 
 
 def test_what_fails_is_named_and_counted(small_book, add_chapter, call):
