@@ -44,7 +44,7 @@ endef
 .NOTPARALLEL:
 
 .PHONY: help install book execute site serve test unit check nbval nbval-default nbval-avx2 \
-	test-site quick lint bench clean
+	test-site quick lint bench symmetry clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | \
@@ -106,6 +106,9 @@ quick: $(STAMP) ## the inner loop, under two minutes: ruff and the unit tests th
 bench: $(STAMP) ## time the probes against other programs, write book/benchmarks.md
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench]"
 	$(call stage,benchmarks,$(PYTEST) --no-header tests/benchmarks)
+
+symmetry: $(STAMP) ## check the symmetry of all torchvision models, write book/symmetries.md
+	$(call stage,symmetries,$(BIN)/sokmerge symmetry table)
 
 clean: ## remove what can be made again, except .venv
 	rm -rf _build build .pytest_cache .ruff_cache .hypothesis .benchmarks *.egg-info

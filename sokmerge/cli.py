@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from sokmerge.commands import book, results, zoo
+from sokmerge.commands import book, results, symmetry, zoo
 from sokmerge.errors import SokmergeError
 
 __all__ = ["app"]
@@ -34,4 +34,5 @@ app = typer.Typer(
 )
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(results.app, name="results")
+app.add_typer(symmetry.app, name="symmetry")
 book.register(app)

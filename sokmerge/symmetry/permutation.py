@@ -177,6 +177,23 @@ class PermutationGroup:
         """The blocks by name."""
         return MappingProxyType({block.name: block for block in self.blocks})
 
+    def plain(self) -> PermutationGroup:
+        """Return the subgroup of the blocks that have their axes to themselves.
+
+        Left out are blocks within others, the others, and blocks that share an axis with further
+        units, so that each axis of a block is ``size`` runs of ``repeat`` entries.
+        """
+        wholes = {block.within for block in self.blocks}
+        return PermutationGroup(
+            tuple(
+                block
+                for block in self.blocks
+                if block.within is None
+                and block.name not in wholes
+                and all(axis.places is None for axis in block.axes)
+            )
+        )
+
     def identity(self) -> dict[str, Tensor]:
         """Return the element that changes nothing."""
         return {block.name: torch.arange(block.size) for block in self.blocks}

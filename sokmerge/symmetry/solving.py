@@ -234,21 +234,27 @@ class _Classes:
     def _merge_only_children(self) -> None:
         """A unit that is the only one of its class in its whole is the whole."""
         self.same = np.arange(len(self.kind))
-        for c in np.argsort(self._depths()):
+        depths = self._depths()
+        for c in sorted(np.flatnonzero(self.size > 1), key=lambda c: depths[c]):
             units = np.flatnonzero(self.kind == c)
             above = self.up[units]
-            if (above >= 0).all() and self.size[c] > 1:
+            if (above >= 0).all():
                 parent = self.kind[above[0]]
                 if self.size[parent] == self.size[c]:
                     self.same[units] = self.same[above]
 
     def _depths(self) -> Array:
-        depth = np.zeros(len(self.size), dtype=np.int64)
-        first = {int(self.kind[u]): u for u in np.flatnonzero(self.used)[::-1]}
-        for c, unit in first.items():
-            while self.up[unit] >= 0:
-                unit, depth[c] = self.up[unit], depth[c] + 1
-        return depth
+        """In how many others the units of each class lie, one in the other."""
+        depths = np.zeros(len(self.size), dtype=np.int64)
+        units = np.flatnonzero(self.used)
+        above = units
+        for depth in range(len(self.kind)):
+            depths[self.kind[units]] = depth
+            above = self.up[above]
+            units, above = units[above >= 0], above[above >= 0]
+            if not len(units):
+                break
+        return depths
 
     def free(self, ids: Array) -> Array:
         """Say of each id whether it may trade places with another."""
@@ -309,8 +315,9 @@ class _Classes:
 
         axes = self._axes(canonical, position, ordered, buffers)
         made = []
+        read = [(r.module, r.dim, self._read(units.resolve(r.units))) for r in readers]
         for c in ordered:
-            site = self._site(readers, units, canonical, members[c])
+            site = self._site(read, canonical, members[c])
             made.append(Block(names[c], len(members[c]), tuple(axes[c]), site, within[c]))
         return tuple(made)
 
@@ -375,23 +382,25 @@ class _Classes:
                     )
         return axes
 
+    def _read(self, entries: Array) -> Array | None:
+        """The one column of units that may trade places, if there is just one."""
+        free = self.free(entries)
+        columns = np.flatnonzero(free.any(0))
+        if len(columns) != 1 or not (entries[:, columns[0]] >= 0).all():
+            return None
+        return entries[:, columns[0]]
+
     def _site(
-        self, readers: Sequence[Reader], units: Units, canonical: Array, ids: Array
+        self, read: Sequence[tuple[str, int, Array | None]], canonical: Array, ids: Array
     ) -> Site | None:
         """The last module that reads these units, all of them and in their order."""
-        found = None
-        for reader in readers:
-            entries = units.resolve(reader.units)
-            free = self.free(entries)
-            if free.any(0).sum() != 1:
-                continue
-            column = entries[:, np.flatnonzero(free.any(0))[0]]
-            if (column < 0).any() or len(column) % len(ids):
+        for module, dim, column in reversed(read):
+            if column is None or len(column) % len(ids) or canonical[column[0]] != ids[0]:
                 continue
             repeat = len(column) // len(ids)
             if (canonical[column] == np.repeat(ids, repeat)).all():
-                found = Site(reader.module, reader.dim, repeat)
-        return found
+                return Site(module, dim, repeat)
+        return None
 
 
 def _pinned(units: Units, lines: Sequence[_Line], classes: _Classes) -> tuple[Pinned, ...]:

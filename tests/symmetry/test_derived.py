@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sokmerge import symmetry
+from sokmerge import params, symmetry
 from sokmerge.errors import ArgumentError
+from sokmerge.merge import weight_matching
 from sokmerge.symmetry import Block, PermutationGroup
 
 
@@ -349,6 +350,29 @@ def test_it_agrees_with_the_chain_that_is_read_off_the_layers():
         return [(b.name, b.size, set(b.axes), b.site, b.within) for b in group.blocks]
 
     assert told(derived) == told(read)
+
+
+def test_a_residual_network_is_aligned_back_to_itself(randomise):
+    """With the derived group, matching undoes a permutation, in spite of 1 % of noise."""
+
+    def does(m, x):
+        x = F.relu(m.n(m.a(x)))
+        for first, second in (("b", "c"), ("d", "e")):
+            x = x + getattr(m, second)(F.relu(getattr(m, first)(x)))
+        return m.o(x.mean((2, 3)))
+
+    parts = {name: C(12, 12, 3, padding=1) for name in "bcde"}
+    net = Net(does, a=C(3, 12, 3), n=nn.BatchNorm2d(12), o=L(12, 4), **parts)
+    net = randomise(net)
+    group = symmetry.of(net, torch.zeros(1, 3, 6, 6, dtype=torch.float64)).plain()
+    assert [block.size for block in group.blocks] == [12, 12, 12]
+    theta = params.of(net)
+    moved = group.act(group.sample(3), theta)
+    scale = 0.01 * float(params.norm(theta)) / float(params.norm(params.normal_like(theta, 0)))
+    noisy = params.add(moved, params.scale(params.normal_like(theta, 0), scale))
+    found = weight_matching(theta, noisy, group)
+    back = group.act(found.permutation, moved)
+    assert all(torch.equal(back[key], theta[key]) for key in theta)
 
 
 # --- what must stay -----------------------------------------------------------------------------
