@@ -164,11 +164,13 @@ def _close(skeleton: nn.Module, name: str, inputs: tuple[Any, ...]) -> None:
     with torch.no_grad():
         skeleton(*inputs)
     handle.remove()
-    if not seen or not all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(seen[-1])):
+    shapes = [[getattr(leaf, "shape", None) for leaf in pytree.tree_leaves(r)] for r in seen]
+    if not seen or None in shapes[0] or shapes.count(shapes[0]) < len(shapes):
+        told = "returns other things than tensors of one shape" if seen else "is not called"
         raise ArgumentError(
             "opaque",
-            found=f"{name!r}, which " + ("returns other things" if seen else "is not called"),
-            expected="a submodule that is called, and returns tensors",
+            found=f"{name!r}, which {told}",
+            expected="a submodule that is called, and returns tensors, the same at every call",
         )
     parent, _, last = name.rpartition(".")
     setattr(skeleton.get_submodule(parent), last, _Closed(modules[name], seen[-1]))

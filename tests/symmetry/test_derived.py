@@ -537,6 +537,9 @@ def test_what_cannot_be_exported_is_told_with_its_line_and_the_way_out(randomise
     assert change(net, state, group.act(group.sample(0), state), (inputs,)) < 1e-12
     with pytest.raises(ArgumentError, match="opaque: found '9'"):
         symmetry.of(net, inputs, opaque=("9",))
+    idle = Net(lambda m, x: m.a(x), a=L(4, 2), b=L(4, 2))
+    with pytest.raises(ArgumentError, match="opaque: found 'b', which is not called"):
+        symmetry.of(idle, torch.zeros(ROWS), opaque=("b",))
 
 
 def test_parameters_of_another_width_are_told_with_their_block():
