@@ -22,7 +22,7 @@ from sokmerge.reader.citations import keys_of
 from sokmerge.reader.claims import MARKS
 from sokmerge.reader.estimates import Verdict
 from sokmerge.reader.methods import Method, label_of, sections
-from sokmerge.reader.repository import PUBLIC
+from sokmerge.reader.repository import PUBLIC, toc
 
 __all__ = ["write", "claims_ledger", "figure_index", "taxonomy"]
 
@@ -65,7 +65,9 @@ def write(base: Path, methods: Sequence[Method] = ()) -> list[Path]:
         base / "book" / "figure-index.md": figure_index(found).encode(),
     }
     if methods:
-        for name, text in taxonomy(found, methods, keys_of(base)).items():
+        listed = toc(base)
+        pages = [chapter for chapter in found if chapter.name in listed]
+        for name, text in taxonomy(pages, methods, keys_of(base)).items():
             contents[base / "book" / "_taxonomy" / name] = text.encode()
     for chapter in found:
         for figure in chapter.figures:

@@ -193,13 +193,18 @@ def test_the_equations_of_the_library_are_split_into_whole_pieces():
 def test_links_follow_the_labels_in_the_chapters(executed_book, add_chapter):
     text = f"({label_of('known')})=\n# Known\n\nBy {{cite:t}}`doe2020line`."
     add_chapter(executed_book, "merging/elsewhere", ["1"], text)
-    new = pages.write(executed_book, METHODS)
-    assert {p.name for p in new} > {"map.html", "needs.md", "equations.md"}
+    parts = executed_book / "book" / "_taxonomy"
+    assert {p.name for p in pages.write(executed_book, METHODS)} > {"map.html", "needs.md"}
+    assert "#method-known" not in (parts / "map.html").read_text(), "it is no page of the book"
+    with open(executed_book / "_toc.yml", "a") as toc:
+        toc.write("- file: notebooks/merging/elsewhere\n")
+    new = {"map.html", "needs.md", "equations.md"}
+    assert {p.name for p in pages.write(executed_book, METHODS)} == new
     assert pages.write(executed_book, METHODS) == []
-    told = (executed_book / "book/_taxonomy/map.html").read_text()
+    told = (parts / "map.html").read_text()
     assert 'href="../notebooks/merging/elsewhere.html#method-known"' in told
     assert "#method-average" not in told
-    table = (executed_book / "book/_taxonomy/needs.md").read_text()
+    table = (parts / "needs.md").read_text()
     assert "[`known`](#method-known)" in table and "* - `average`" in table
 
 
@@ -233,6 +238,8 @@ PAGE = """
 @pytest.mark.slow
 def test_sphinx_builds_the_page_and_follows_the_labels(executed_book, add_chapter):
     add_chapter(executed_book, "merging/elsewhere", [], "# E\n\n(method-known)=\n## Known")
+    with open(executed_book / "_toc.yml", "a") as toc:
+        toc.write("- file: notebooks/merging/elsewhere\n")
     pages.write(executed_book, METHODS)
     (executed_book / "conf.py").write_text(CONFIG)
     (executed_book / "book/taxonomy.md").write_text(PAGE)
