@@ -138,12 +138,12 @@ def heat_table(
     shade: Callable[[int, float], float],
     notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Draw a table of numbers whose cells are coloured, in groups of rows under a heading each.
+    """Draw a table of whole numbers in coloured cells, in groups of rows under a heading each.
 
     Args:
         ax: where to draw; give the figure a height of about a quarter of an inch for each row.
-        groups: heading to rows; a row is its name and one number for each column, None where
-            there is none.
+        groups: heading to rows; a row is its name and one number for each column, which is
+            rounded, or None where there is none.
         columns: the headings of the columns.
         shade: from the place of a column and a number to a colour: from -1, orange, through 0,
             white, to 1, blue; beyond that the outermost colours.
@@ -155,32 +155,38 @@ def heat_table(
     ...            shade=lambda column, value: (value - 70) / 30)
     """
     from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.patches import Rectangle
 
     colours = LinearSegmentedColormap.from_list("", (PALETTE[1], "white", PALETTE[0]))
     place, ticks = 0.0, []
     for heading, rows in groups.items():
         place += 1.0
         ax.text(-0.5, place, heading, fontweight="bold", verticalalignment="center")
-        for name, values in rows.items():
-            place += 1.0
-            ticks.append((place, name))
+        faces = np.ones((len(rows), len(columns), 4))
+        for row, (name, values) in enumerate(rows.items()):
+            at = place + 1 + row
+            ticks.append((at, name))
             for column, value in enumerate(values):
-                if value is None:
-                    ax.text(column, place, "–", ha="center", va="center", color="#595959")
-                    continue
-                shaded = min(1.0, max(-1.0, shade(column, value)))
-                face = colours((shaded + 1) / 2)
-                ax.add_patch(Rectangle((column - 0.49, place - 0.46), 0.98, 0.92, facecolor=face))
-                # The darker the cell, the lighter the number, at a contrast that is always read.
-                light = sum(part * weight for part, weight in zip(face, (0.3, 0.6, 0.1)))  # noqa: B905
-                ink = "white" if light < 0.5 else "black"
-                ax.text(column, place, f"{value:.1f}", ha="center", va="center", color=ink)
+                ink, text = "#595959", "–"
+                if value is not None:
+                    shaded = min(1.0, max(-1.0, shade(column, value)))
+                    faces[row, column] = colours((shaded + 1) / 2)
+                    # The darker the cell, the lighter its number.
+                    light = faces[row, column, :3] @ (0.3, 0.6, 0.1)
+                    ink, text = "white" if light < 0.5 else "black", f"{value:.0f}"
+                ax.text(column, at, text, ha="center", va="center", color=ink)
             if notes and name in notes:
-                ax.text(len(columns) - 0.4, place, notes[name], va="center", color="#404040")
+                ax.text(len(columns) - 0.4, at, notes[name], va="center", color="#404040")
+        first, place = place, place + len(rows)
+        # One small image for each group, not a path for each cell: the file stays small.
+        extent = (-0.5, len(columns) - 0.5, place + 0.5, first + 0.5)
+        ax.imshow(faces, extent=extent, aspect="auto", interpolation="nearest", zorder=0)
+        lines = np.arange(first + 0.5, place + 1)
+        ax.hlines(lines, -0.5, len(columns) - 0.5, color="white", linewidth=2, zorder=0.5)
+        between = np.arange(0.5, len(columns) - 1)
+        ax.vlines(between, first + 0.5, place + 0.5, color="white", linewidth=2, zorder=0.5)
     longest = max((len(note) for note in (notes or {}).values()), default=0)
     ax.set(xlim=(-0.55, len(columns) - 0.4 + 0.1 * longest), ylim=(place + 0.6, 0.4))
-    ax.set_xticks(range(len(columns)), columns, fontsize="small")
+    ax.set_xticks(range(len(columns)), columns, fontsize="x-small")
     ax.set_yticks([y for y, _ in ticks], [name for _, name in ticks])
     ax.xaxis.tick_top()
     ax.tick_params(length=0)

@@ -98,7 +98,7 @@ def _as_html(
         if first in links:
             name = f"<a href='{escape(links[first])}'>{name}</a>"
         cells = "".join(
-            f"<td{' style=text-align:right' if number else ''}>{escape(cell)}</td>"
+            f"<td{' class=number' if number else ''}>{escape(cell)}</td>"
             for cell, number in zip(others, numeric[1:], strict=True)
         )
         body.append(f"<tr><th scope='row'>{name}</th>{cells}</tr>")
