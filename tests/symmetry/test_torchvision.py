@@ -1,6 +1,10 @@
 """A sample of torchvision's models: `make symmetry` checks them all."""
 
+from pathlib import Path
+
 import pytest
+
+PAGE = Path(__file__).parents[2] / "book" / "symmetries.md"
 
 pytest.importorskip("torchvision")
 
@@ -17,6 +21,8 @@ def test_a_random_element_keeps_the_function_and_moves_nearly_all(name):
     assert row.free > 0.9 * row.hidden > 0
     assert row.moved > 0.9
     assert not row.unknown
+    told = command.page([row]).split("|---:|\n")[1].split("\n")[0].rsplit("|", 2)[0]
+    assert told in PAGE.read_text(encoding="utf-8")  # all but the rounding of the change
 
 
 def test_the_page_counts_what_the_rows_say():
@@ -26,6 +32,13 @@ def test_the_page_counts_what_the_rows_say():
     assert "1 of 2 models change by less" in page
     assert "1 of 2 models have more than 90 %" in page
     assert "| a | 1.5 M | 100 | 95 % | 3 | 100 % | 1e-15 |\n| b | 2.0 M | 1,000 | 40 % |" in page
+
+
+def test_the_page_holds_all_models_and_none_that_changed():
+    told = PAGE.read_text(encoding="utf-8")
+    count = len(command.models())
+    assert f"{count} of {count} models change by less than" in told
+    assert all(f"| {name} |" in told for name in command.models())
 
 
 def test_all_eighty_are_there_and_each_can_be_asked_for():
