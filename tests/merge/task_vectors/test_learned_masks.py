@@ -142,7 +142,7 @@ def test_the_draws_are_fixed_by_the_seed_alone():
         ({"losses": []}, "losses: found 0 losses for 1 models"),
         ({"losses": [lambda p: p["w"].sum() * math.nan], "steps": 2}, "logits"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_grafting_refuses(options, message):
     base, model, loss = _task()
@@ -158,7 +158,7 @@ def test_grafting_refuses(options, message):
         ({"lr": math.inf}, "lr: found inf"),
         ({"weights": [1, 2]}, "weights: found"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_concrete_refuses(options, message):
     base, model, loss = _task()
