@@ -68,6 +68,7 @@ def zipit(
     Raises:
         ArgumentError: an argument is not as described.
 
+    >>> import torch
     >>> from sokmerge import params, symmetry
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).eval()
     >>> with torch.no_grad():
@@ -112,6 +113,7 @@ def partial_zipit(
         For each network its parameters. Those of the zipped layers are the same tensors in all,
         and what follows them reads the zipped features.
 
+    >>> import torch
     >>> from sokmerge import params, symmetry
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).eval()
     >>> a, b = params.of(net), params.normal_like(params.of(net), seed=0)
