@@ -170,6 +170,12 @@ def _of(arch: Architecture, lr: float = 1e-3) -> Callable[[str, int], Recipe]:
 
 # The networks of the merging part. What starts from ``broad`` starts from the one of the same
 # seed, so that a seed stands for a whole set of networks.
+#
+# What the tasks are was chosen on networks of seed 7000, which are not in the zoo, and there
+# merges were looked at. From so small a start, tasks that differ by quarter turns cancel: no sum
+# of their task vectors was better than the start by more than two points. Corruptions add up as
+# they do in large pre-trained networks, and became the tasks. Rates and epochs were chosen by the
+# accuracy of each network on its own task alone.
 WIDE = MLP(96)
 
 #: Four tasks that share their classes and differ in what is done to the images.
@@ -240,7 +246,6 @@ FAMILIES: dict[str, Callable[[str, int], Recipe]] = {
     **{f"lone-{name}": _alone(k, task) for k, (name, task) in enumerate(HALVES.items(), 20)},
     "lone-noisy": _alone(10, CORRUPTIONS["noisy"]),
     "lone-bright": _alone(13, CORRUPTIONS["bright"]),
-    "joint-pair": _from_broad(30, Together((CORRUPTIONS["noisy"], CORRUPTIONS["bright"]))),
     "joint-tasks": _from_broad(31, Together(tuple(CORRUPTIONS.values()))),
     "tangent-noisy": _from_broad(10, CORRUPTIONS["noisy"], adapter=Tangent()),
     "tangent-bright": _from_broad(13, CORRUPTIONS["bright"], adapter=Tangent()),

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from sokmerge.errors import ArgumentError
 from sokmerge.merge.aggregation.coefficients import Blend
+from sokmerge.merge.descent import descend, require_schedule
 from sokmerge.merge.operands import require_models
-from sokmerge.merge.task_vectors.learned_masks import descend, require_schedule
 from sokmerge.merge.taxonomy import method
 from sokmerge.network import Network
 from sokmerge.params import Params, wide

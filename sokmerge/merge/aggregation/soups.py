@@ -10,8 +10,8 @@ import torch
 from sokmerge.errors import ArgumentError
 from sokmerge.merge.aggregation.average import average
 from sokmerge.merge.aggregation.coefficients import Blend
+from sokmerge.merge.descent import Loss, descend, require_schedule
 from sokmerge.merge.operands import require_models
-from sokmerge.merge.task_vectors.learned_masks import Loss, descend, require_schedule
 from sokmerge.merge.taxonomy import method
 from sokmerge.params import Params, has_values, wide
 

@@ -16,7 +16,7 @@ from torch.func import vmap
 from torch.nn import functional as F
 
 from sokmerge.errors import ArgumentError
-from sokmerge.merge.task_vectors.learned_masks import descend, require_schedule
+from sokmerge.merge.descent import descend, require_schedule
 from sokmerge.network import Network
 from sokmerge.params import Params
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sokmerge.errors import ArgumentError
+from sokmerge.merge.descent import require_schedule
 from sokmerge.merge.ensembling.predictor import Predictor, count
 from sokmerge.merge.ensembling.routing import (
     Features,
@@ -19,7 +20,6 @@ from sokmerge.merge.ensembling.routing import (
     require_applicable,
 )
 from sokmerge.merge.operands import require_models
-from sokmerge.merge.task_vectors.learned_masks import require_schedule
 from sokmerge.merge.taxonomy import method
 from sokmerge.network import Network
 from sokmerge.params import Params, stream

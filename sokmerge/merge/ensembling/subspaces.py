@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sokmerge.errors import ArgumentError
+from sokmerge.merge.descent import descend, require_schedule
 from sokmerge.merge.ensembling.deep_ensemble import probability_ensemble
 from sokmerge.merge.ensembling.predictor import Predictor
 from sokmerge.merge.operands import require_models
-from sokmerge.merge.task_vectors.learned_masks import descend, require_schedule
 from sokmerge.merge.taxonomy import method
 from sokmerge.params import Params, combine, normal_like, wide
 

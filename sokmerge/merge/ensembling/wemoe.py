@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sokmerge.errors import ArgumentError
+from sokmerge.merge.descent import require_schedule
 from sokmerge.merge.ensembling.predictor import Predictor, count
 from sokmerge.merge.ensembling.routing import (
     Features,
@@ -18,7 +19,6 @@ from sokmerge.merge.ensembling.routing import (
     merged_for_each,
     require_applicable,
 )
-from sokmerge.merge.task_vectors.learned_masks import require_schedule
 from sokmerge.merge.task_vectors.task_arithmetic import task_arithmetic, task_vectors
 from sokmerge.merge.taxonomy import method
 from sokmerge.network import Network

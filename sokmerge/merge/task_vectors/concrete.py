@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sokmerge.errors import ArgumentError
-from sokmerge.merge.task_vectors.learned_masks import descend, require_schedule
+from sokmerge.merge.descent import descend, require_schedule
 from sokmerge.merge.task_vectors.vectors import (
     differences,
     draws,

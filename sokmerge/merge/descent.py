@@ -1,8 +1,4 @@
-r"""What the methods share that learn a mask by gradient descent.
-
-A mask is learned through its logits: for each entry of the parameters a number :math:`g` whose
-sigmoid :math:`\sigma(g)` says how much of a task vector's entry is taken.
-"""
+"""Gradient descent on whatever a method learns: masks, coefficients, routers, corners."""
 
 from __future__ import annotations
 
@@ -35,35 +31,35 @@ def require_schedule(steps: int, lr: float) -> None:
 
 
 def descend(
-    logits: Mapping[str, Tensor],
+    start: Mapping[str, Tensor],
     objective: Callable[[dict[str, Tensor], int], Tensor],
     *,
     steps: int,
     lr: float,
 ) -> dict[str, Tensor]:
-    """Return logits after some steps of Adam on an objective.
+    """Return named tensors after some steps of Adam on an objective.
 
     Args:
-        logits: where to start; they are not changed.
-        objective: a differentiable function of logits and of the number of the step.
+        start: where to start; they are not changed.
+        objective: a differentiable function of such tensors and of the number of the step.
         steps: how many steps.
         lr: the rate.
 
     Raises:
-        ArgumentError: the logits are no longer finite.
+        ArgumentError: the tensors are no longer finite.
 
     >>> found = descend({"g": torch.zeros(2)}, lambda g, _: (g["g"] - 1).square().sum(),
     ...                 steps=200, lr=0.1)
     >>> bool((found["g"] - 1).abs().max() < 0.01)
     True
     """
-    free = {name: tensor.detach().clone().requires_grad_() for name, tensor in logits.items()}
+    free = {name: tensor.detach().clone().requires_grad_() for name, tensor in start.items()}
     if free:
         optimizer = torch.optim.Adam(list(free.values()), lr=lr)
         for number in range(steps):
             with torch.enable_grad():
                 value = objective(free, number)
-                # A loss may leave tensors out: their logits stay.
+                # A loss may leave tensors out: they stay.
                 grads = torch.autograd.grad(value, list(free.values()), materialize_grads=True)
             for tensor, grad in zip(free.values(), grads, strict=True):
                 tensor.grad = grad
