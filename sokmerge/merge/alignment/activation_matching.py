@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from sokmerge.errors import ArgumentError
-from sokmerge.merge.alignment.activations import variance
+from sokmerge.merge.alignment.activations import observe, require_sites, variance
 from sokmerge.merge.alignment.matching import Matching, assign
 from sokmerge.merge.taxonomy import method
 from sokmerge.network import Network
 from sokmerge.params import Params, host, wide
-from sokmerge.symmetry import PermutationGroup, Site
+from sokmerge.symmetry import PermutationGroup
 
 __all__ = ["activation_matching"]
 
@@ -82,14 +82,7 @@ def activation_matching(
     network = Network(module, inputs.device)
     network.require(a=a, b=b)
     group.require_fits(a, "a")
-    submodules = dict(network.skeleton.named_modules())
-    for block in group.blocks:
-        if block.site is None or block.site.module not in submodules:
-            raise ArgumentError(
-                "group",
-                found=f"the site {block.site} for block {block.name!r}",
-                expected="a submodule at whose input the block's activations can be observed",
-            )
+    require_sites(network, group)
 
     sums = {block.name: _Moments() for block in group.blocks}
     state_a, state_b = network.state(a, inputs), network.state(b, inputs)
@@ -108,36 +101,6 @@ def activation_matching(
         permutation[name] = assign(scores)
         reached += _attained(scores, permutation[name])
     return Matching(permutation, reached, passes=1)
-
-
-def observe(
-    network: Network, group: PermutationGroup
-) -> tuple[dict[str, Tensor], list[torch.utils.hooks.RemovableHandle]]:
-    """Return a dictionary that always holds what the readers of each block were last given.
-
-    And the handles by which it is ended, where the network is used further.
-    """
-    seen: dict[str, Tensor] = {}
-    handles = []
-
-    def keep(name: str, site: Site):
-        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            seen[name] = _units_last(arguments[0], site)
-
-        return hook
-
-    for block in group.blocks:
-        reader = network.skeleton.get_submodule(block.site.module)
-        handles.append(reader.register_forward_pre_hook(keep(block.name, block.site)))
-    return seen, handles
-
-
-def _units_last(activations: Tensor, site: Site) -> Tensor:
-    """Return a matrix of activations: a column for each unit, a row for each input and place."""
-    last = activations.movedim(site.dim, -1)
-    if site.repeat > 1:  # a flattened map: its places become rows
-        last = last.unflatten(-1, (-1, site.repeat)).movedim(-1, -2)
-    return last.flatten(0, -2)
 
 
 class _Moments:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from sokmerge.errors import ArgumentError
 from sokmerge.network import Network
 from sokmerge.params import Params, wide
+from sokmerge.symmetry import PermutationGroup, Site
 
-__all__ = ["require_examples", "spread", "watched"]
+__all__ = ["observe", "require_examples", "require_sites", "spread", "watched"]
 
 
 def require_examples(inputs: Tensor, chunk: int) -> None:
@@ -52,6 +53,48 @@ def units_last(layer: nn.Module, output: Tensor) -> Tensor:
     if not isinstance(layer, (nn.Linear, nn.LayerNorm)):
         output = output.movedim(1, -1)
     return output.flatten(0, -2)
+
+
+def require_sites(network: Network, group: PermutationGroup) -> None:
+    """Raise unless the activations of each block can be observed."""
+    submodules = dict(network.skeleton.named_modules())
+    for block in group.blocks:
+        if block.site is None or block.site.module not in submodules:
+            raise ArgumentError(
+                "group",
+                found=f"the site {block.site} for block {block.name!r}",
+                expected="a submodule at whose input the block's activations can be observed",
+            )
+
+
+def observe(
+    network: Network, group: PermutationGroup
+) -> tuple[dict[str, Tensor], list[torch.utils.hooks.RemovableHandle]]:
+    """Return a dictionary that always holds what the readers of each block were last given.
+
+    And the handles by which it is ended, where the network is used further.
+    """
+    seen: dict[str, Tensor] = {}
+    handles = []
+
+    def keep(name: str, site: Site):
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            seen[name] = _units_last(arguments[0], site)
+
+        return hook
+
+    for block in group.blocks:
+        reader = network.skeleton.get_submodule(block.site.module)
+        handles.append(reader.register_forward_pre_hook(keep(block.name, block.site)))
+    return seen, handles
+
+
+def _units_last(activations: Tensor, site: Site) -> Tensor:
+    """Return a matrix of activations: a column for each unit, a row for each input and place."""
+    last = activations.movedim(site.dim, -1)
+    if site.repeat > 1:  # a flattened map: its places become rows
+        last = last.unflatten(-1, (-1, site.repeat)).movedim(-1, -2)
+    return last.flatten(0, -2)
 
 
 def spread(

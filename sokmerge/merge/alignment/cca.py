@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from sokmerge.errors import ArgumentError
 from sokmerge.merge.aggregation.average import average
-from sokmerge.merge.alignment.activation_matching import observe
-from sokmerge.merge.alignment.activations import require_examples
+from sokmerge.merge.alignment.activations import observe, require_examples
 from sokmerge.merge.alignment.soft import act_softly
 from sokmerge.merge.operands import proportions, require_models
 from sokmerge.merge.taxonomy import method

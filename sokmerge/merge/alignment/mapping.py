@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sokmerge.errors import ArgumentError
-from sokmerge.merge.alignment.activation_matching import observe
-from sokmerge.merge.alignment.activations import variance
+from sokmerge.merge.alignment.activations import observe, variance
 from sokmerge.merge.alignment.soft import act_softly
 from sokmerge.network import Network
 from sokmerge.params import Params, wide
@@ -28,7 +27,6 @@ __all__ = [
     "layer_order",
     "moments",
     "reads",
-    "require_sites",
     "resized",
     "rounded",
     "rows",
@@ -191,18 +189,6 @@ def layer_order(module: nn.Module, group: PermutationGroup, params: Params) -> l
         found.append(left.pop(best))
         settled |= {found[-1].name}
     return found
-
-
-def require_sites(network: Network, group: PermutationGroup) -> None:
-    """Raise unless the activations of each block can be observed."""
-    submodules = dict(network.skeleton.named_modules())
-    for block in group.blocks:
-        if block.site is None or block.site.module not in submodules:
-            raise ArgumentError(
-                "group",
-                found=f"the site {block.site} for block {block.name!r}",
-                expected="a submodule at whose input the block's activations can be observed",
-            )
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from sokmerge.errors import ArgumentError
 from sokmerge.merge.aggregation.average import average
-from sokmerge.merge.alignment.activations import require_examples
+from sokmerge.merge.alignment.activations import require_examples, require_sites
 from sokmerge.merge.alignment.mapping import (
     carry,
     layer_order,
     moments,
-    require_sites,
     rounded,
     rows,
     sizes,

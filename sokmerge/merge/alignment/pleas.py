@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sokmerge.errors import ArgumentError
-from sokmerge.merge.alignment.activations import require_examples, watched
-from sokmerge.merge.alignment.mapping import membership, moments, reads, require_sites
+from sokmerge.merge.alignment.activations import require_examples, require_sites, watched
+from sokmerge.merge.alignment.mapping import membership, moments, reads
 from sokmerge.merge.alignment.matching import assign
 from sokmerge.merge.operands import require_models
 from sokmerge.merge.taxonomy import method

@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from sokmerge.errors import ArgumentError
-from sokmerge.merge.alignment.activations import require_examples
-from sokmerge.merge.alignment.mapping import carry, membership, moments, reads, require_sites
+from sokmerge.merge.alignment.activations import require_examples, require_sites
+from sokmerge.merge.alignment.mapping import carry, membership, moments, reads
 from sokmerge.merge.operands import require_models
 from sokmerge.merge.taxonomy import method
 from sokmerge.network import Network

@@ -15,6 +15,7 @@ from sokmerge.merge.descent import descend, require_schedule
 from sokmerge.merge.ensembling.deep_ensemble import probability_ensemble
 from sokmerge.merge.ensembling.predictor import Predictor
 from sokmerge.merge.operands import require_models
+from sokmerge.merge.task_vectors.vectors import names as floating
 from sokmerge.merge.taxonomy import method
 from sokmerge.params import Params, combine, normal_like, wide
 
@@ -126,7 +127,7 @@ def learned_line(
     require_models(models, least=2)
     require_schedule(steps, lr)
     _require_weight("beta", beta)
-    names = _floating(models[0])
+    names = floating(models[0])
 
     def objective(free: dict[str, Tensor], step: int) -> Tensor:
         corners = [_corner(free, models[0], names, j) for j in range(len(models))]
@@ -205,7 +206,7 @@ def simplex(
         raise ArgumentError("corners", found=f"{corners}", expected="at least one")
     if not 0 < spread < math.inf:
         raise ArgumentError("spread", found=f"{spread}", expected="a positive, finite number")
-    names = _floating(models[0])
+    names = floating(models[0])
     added: list[dict[str, Tensor]] = []
     for number in range(corners):
         known = [*models, *added]
@@ -244,7 +245,7 @@ def simplex_volume(corners: Sequence[Params]) -> Tensor:
     6.0
     """
     require_models(corners, least=2)
-    return _log_volume(corners, _floating(corners[0])).exp()
+    return _log_volume(corners, floating(corners[0])).exp()
 
 
 def _log_volume(corners: Sequence[Params], names: Sequence[str]) -> Tensor:
@@ -303,10 +304,6 @@ def _uniform(number: int, key: str) -> list[float]:
     drawn = random.Random(key)
     waits = [drawn.expovariate(1.0) for _ in range(number)]
     return [wait / math.fsum(waits) for wait in waits]
-
-
-def _floating(params: Params) -> list[str]:
-    return [name for name, tensor in params.items() if tensor.is_floating_point()]
 
 
 def _require_weight(name: str, value: float) -> None:
