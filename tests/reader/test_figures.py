@@ -41,8 +41,9 @@ def shown(monkeypatch):
 
 @pytest.fixture
 def publishing(small_book, monkeypatch):
-    """Folder of the figure's files, in a process that writes them."""
+    """Folder of the figure's files, in a process that writes them and has read nothing yet."""
     monkeypatch.setenv("SOKMERGE_FIGURES", "write")
+    monkeypatch.setattr(inputs, "_recorded", {})
     return small_book / "book" / "public" / "figures" / "a-line"
 
 
@@ -66,8 +67,7 @@ def test_outside_of_the_book_it_is_shown_and_no_commit_is_claimed(tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_all_files_are_written_and_vouched_for(publishing, shown, monkeypatch):
-    monkeypatch.setattr(inputs, "_recorded", {})  # what other tests have read in this process
+def test_all_files_are_written_and_vouched_for(publishing, shown):
     inputs.record(inputs.PACKAGE / "testbed" / "some.npz", "0" * 64)
     show(recipes=["mlp-s0-0123"], rtol=1e-2)
     files = bytes_of(publishing)
