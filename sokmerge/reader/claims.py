@@ -40,6 +40,7 @@ class Claim:
         reported: what was shown there, and at what scale.
         prediction: what would be seen here if it holds, in words.
         tests: that prediction as comparisons of estimates with numbers.
+        figure: id of the figure, in the same chapter, in which it can be seen.
 
     Raises:
         ArgumentError: an empty text, a bad id or key, or no test.
@@ -64,9 +65,12 @@ class Claim:
     reported: str
     prediction: str
     tests: Iterable[Test]
+    figure: str | None = None
 
     def __post_init__(self) -> None:
         records.check_id("id", self.id)
+        if self.figure is not None:
+            records.check_id("figure", self.figure)
         for name in ("statement", "reported", "prediction"):
             object.__setattr__(self, name, records.check_text(name, getattr(self, name)))
         if not isinstance(self.source, str) or not _KEY.fullmatch(self.source):
@@ -100,7 +104,7 @@ class Claim:
             "prediction": self.prediction,
             "verdict": self.verdict,
             "tests": [_test_record(test) for test in self.tests],
-        }
+        } | ({"figure": self.figure} if self.figure else {})
 
     def bundle(self) -> dict[str, Any]:
         """Return the card, MIME type to content: text, HTML and the record."""

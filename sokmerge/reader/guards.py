@@ -114,6 +114,15 @@ def figures(chapter: Chapter) -> Iterator[str]:
             yield f"figure {name} has no picture that names it"
 
 
+def pointed(chapter: Chapter) -> Iterator[str]:
+    """A claim that names a figure names one of its own chapter."""
+    known = {figure.record["id"] for figure in chapter.figures}
+    for claim in chapter.claims:
+        named = claim.record.get("figure")
+        if named is not None and named not in known:
+            yield f"claim {claim.record['id']} names the figure {named!r}, which is not here"
+
+
 def glued(chapter: Chapter) -> Iterator[str]:
     """Each number that the text quotes was computed, and each name stands once."""
     names = Counter(
@@ -150,6 +159,7 @@ GUARDS: tuple[Callable[[Chapter], Iterable[str]], ...] = (
     shape,
     digits,
     figures,
+    pointed,
     glued,
     quick,
     fresh,

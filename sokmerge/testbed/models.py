@@ -229,13 +229,27 @@ class _Block(nn.Module):
         )
         self.norm = nn.ModuleList([norm(outputs), norm(outputs)])
         plain = inputs == outputs and stride == 1
-        self.shortcut = (
-            nn.Identity() if plain else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-        )
+        self.shortcut = nn.Identity() if plain else _Projection(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         inner = F.relu(self.norm[0](self.conv[0](x)))
         return F.relu(self.shortcut(x) + self.norm[1](self.conv[1](inner)))
+
+
+class _Projection(nn.Conv2d):
+    """A 1 x 1 convolution with a stride, computed at the places that the stride leaves.
+
+    Where oneDNN takes the stride itself, its gradient of the weights is wrong and overwrites
+    memory if there are 2 to 7 input channels, in channels-last order and without AVX-512 (seen
+    with oneDNN 3.12 in torch 2.14.1).
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, across = self.stride
+        return F.conv2d(x[:, :, ::down, ::across], self.weight)
 
 
 def _conv3x3(inputs: int, outputs: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:

@@ -49,6 +49,20 @@ def test_memory_format_does_not_change_the_function(arch):
     torch.testing.assert_close(module(x.contiguous(memory_format=torch.channels_last)), expected)
 
 
+@pytest.mark.parametrize("images", [16, 40])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_memory_format_does_not_change_the_gradients(arch, images):
+    x = torch.randn(images, 1, 28, 28)
+    found = []
+    for form, kind in ((torch.channels_last, x.dtype), (torch.contiguous_format, torch.float64)):
+        module = models.build(arch).train().to(kind, memory_format=form)
+        module(x.to(kind).contiguous(memory_format=form)).square().mean().backward()
+        found.append([parameter.grad for parameter in module.parameters()])
+    for single, double in zip(*found, strict=True):
+        near = 1e-4 * double.abs().max().item()
+        torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=near)
+
+
 def test_the_chain_names_layers_in_order():
     for arch in ARCHITECTURES[:2]:
         layers = dict(models.build(arch).named_modules())
