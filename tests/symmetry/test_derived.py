@@ -364,7 +364,7 @@ def test_a_residual_network_is_aligned_back_to_itself(randomise):
     parts = {name: C(12, 12, 3, padding=1) for name in "bcde"}
     net = Net(does, a=C(3, 12, 3), n=nn.BatchNorm2d(12), o=L(12, 4), **parts)
     net = randomise(net)
-    group = symmetry.of(net, torch.zeros(1, 3, 6, 6, dtype=torch.float64)).plain()
+    group = symmetry.of(net, torch.zeros(1, 3, 6, 6, dtype=torch.float64))
     assert [block.size for block in group.blocks] == [12, 12, 12]
     theta = params.of(net)
     moved = group.act(group.sample(3), theta)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from sokmerge.errors import ArgumentError
-from sokmerge.merge.alignment.activations import observe, require_sites, variance
-from sokmerge.merge.alignment.matching import Matching, assign
+from sokmerge.merge.alignment.activations import observe, require_some_sites, variance
+from sokmerge.merge.alignment.matching import Matching, assign_nested, nested
+from sokmerge.merge.alignment.weight_matching import climb
 from sokmerge.merge.taxonomy import method
 from sokmerge.network import Network
 from sokmerge.params import Params, host, wide
@@ -56,18 +57,23 @@ def activation_matching(
     nonlinearity. BatchNorm statistics are those of each network on ``inputs``. Units that no
     input switches on look alike, and are matched with one another in no particular order.
 
+    Units that lie within others, as channels in heads, are matched with these, as by
+    :func:`weight_matching`. Units without a site, which no layer is seen to read, are matched by
+    their weights once all others are settled: the queries and keys of an attention are such.
+
     Args:
         module: the network's architecture, in evaluation mode; its own parameters are not used,
             and it is not changed.
         a: parameters of the reference network.
         b: parameters of the network to re-index.
-        group: the symmetry of the architecture; each block needs a site.
+        group: the symmetry of the architecture; some of its blocks need a site.
         inputs: shape (n, ...). No labels are needed.
         similarity: "inner product" or "correlation".
         chunk: examples in one forward pass.
 
     Returns:
-        The permutation and the sum of the similarities that it reaches. ``passes`` is 1.
+        The permutation and the sum of the similarities of activations that it reaches. ``passes``
+        is 1.
 
     Raises:
         ArgumentError: an argument is not as described.
@@ -82,9 +88,9 @@ def activation_matching(
     network = Network(module, inputs.device)
     network.require(a=a, b=b)
     group.require_fits(a, "a")
-    require_sites(network, group)
+    observed = require_some_sites(network, group)
 
-    sums = {block.name: _Moments() for block in group.blocks}
+    sums = {block.name: _Moments() for block in group.blocks if block.name in observed}
     state_a, state_b = network.state(a, inputs), network.state(b, inputs)
     seen, _ = observe(network, group)
     with torch.inference_mode():
@@ -95,11 +101,27 @@ def activation_matching(
             for name, moments in sums.items():
                 moments.add(of_a[name], seen[name])
 
+    scores = {
+        name: moments.correlation() if similarity == "correlation" else moments.cross
+        for name, moments in sums.items()
+    }
+    like = next(iter(scores.values()), None)
     permutation, reached = {}, 0.0
-    for name, moments in sums.items():
-        scores = moments.correlation() if similarity == "correlation" else moments.cross
-        permutation[name] = assign(scores)
-        reached += _attained(scores, permutation[name])
+    for blocks in nested(group).values():
+        if not any(block.name in scores for block in blocks):
+            continue
+        silent = {b.name: like.new_zeros(b.size, b.size) for b in blocks if b.name not in scores}
+        found = assign_nested(blocks, {**scores, **silent})
+        told = set(scores)
+        for block in reversed(blocks):  # units in which observed ones lie are settled with these
+            if block.name in told:
+                permutation[block.name] = found[block.name]
+                told.add(block.within)
+        for block in blocks:
+            if block.name in scores:
+                reached += _attained(scores[block.name], found[block.name])
+    if len(permutation) < len(group.blocks):
+        permutation = climb(a, b, group, 0, max_passes=100, settled=permutation).permutation
     return Matching(permutation, reached, passes=1)
 
 

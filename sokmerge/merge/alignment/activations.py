@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from sokmerge.errors import ArgumentError
 from sokmerge.network import Network
 from sokmerge.params import Params, wide
-from sokmerge.symmetry import PermutationGroup, Site
+from sokmerge.symmetry import Block, PermutationGroup, Site
 
-__all__ = ["observe", "require_examples", "require_sites", "spread", "watched"]
+__all__ = ["observe", "require_examples", "require_sites", "require_some_sites", "spread", "watched"]
 
 
 def require_examples(inputs: Tensor, chunk: int) -> None:
@@ -60,11 +60,25 @@ def require_sites(network: Network, group: PermutationGroup) -> None:
     submodules = dict(network.skeleton.named_modules())
     for block in group.blocks:
         if block.site is None or block.site.module not in submodules:
-            raise ArgumentError(
-                "group",
-                found=f"the site {block.site} for block {block.name!r}",
-                expected="a submodule at whose input the block's activations can be observed",
-            )
+            _refuse(block)
+
+
+def require_some_sites(network: Network, group: PermutationGroup) -> set[str]:
+    """Return the names of the blocks that have a site; raise if none has, or one is not there."""
+    observed = [block for block in group.blocks if block.site is not None]
+    submodules = dict(network.skeleton.named_modules())
+    for block in observed or group.blocks[:1]:
+        if block.site is None or block.site.module not in submodules:
+            _refuse(block)
+    return {block.name for block in observed}
+
+
+def _refuse(block: Block) -> None:
+    raise ArgumentError(
+        "group",
+        found=f"the site {block.site} for block {block.name!r}",
+        expected="a submodule at whose input the block's activations can be observed",
+    )
 
 
 def observe(
@@ -72,7 +86,7 @@ def observe(
 ) -> tuple[dict[str, Tensor], list[torch.utils.hooks.RemovableHandle]]:
     """Return a dictionary that always holds what the readers of each block were last given.
 
-    And the handles by which it is ended, where the network is used further.
+    Blocks without a site are left out. And the handles by which it is ended, where the network is used further.
     """
     seen: dict[str, Tensor] = {}
     handles = []
@@ -84,6 +98,8 @@ def observe(
         return hook
 
     for block in group.blocks:
+        if block.site is None:
+            continue
         reader = network.skeleton.get_submodule(block.site.module)
         handles.append(reader.register_forward_pre_hook(keep(block.name, block.site)))
     return seen, handles
