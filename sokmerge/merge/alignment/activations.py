@@ -12,7 +12,14 @@ from sokmerge.network import Network
 from sokmerge.params import Params, wide
 from sokmerge.symmetry import Block, PermutationGroup, Site
 
-__all__ = ["observe", "require_examples", "require_sites", "require_some_sites", "spread", "watched"]
+__all__ = [
+    "observe",
+    "require_examples",
+    "require_sites",
+    "require_some_sites",
+    "spread",
+    "watched",
+]
 
 
 def require_examples(inputs: Tensor, chunk: int) -> None:
@@ -86,7 +93,8 @@ def observe(
 ) -> tuple[dict[str, Tensor], list[torch.utils.hooks.RemovableHandle]]:
     """Return a dictionary that always holds what the readers of each block were last given.
 
-    Blocks without a site are left out. And the handles by which it is ended, where the network is used further.
+    Blocks without a site are left out. And the handles by which it is ended, where the network is
+    used further.
     """
     seen: dict[str, Tensor] = {}
     handles = []

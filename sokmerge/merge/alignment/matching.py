@@ -78,8 +78,9 @@ def nested(group: PermutationGroup) -> dict[str, tuple[Block, ...]]:
     >>> from sokmerge.symmetry import Axis
     >>> heads = Block("heads", 2, (Axis("bias", 0),))
     >>> channels = Block("channels", 6, (Axis("value", 0),), within="heads")
-    >>> [[b.name for b in blocks] for blocks in nested(PermutationGroup((heads, channels))).values()]
-    [['heads', 'channels']]
+    >>> ((_, blocks),) = nested(PermutationGroup((heads, channels))).items()
+    >>> [block.name for block in blocks]
+    ['heads', 'channels']
     """
     roots: dict[str, str] = {}
     found: dict[str, list[Block]] = {}

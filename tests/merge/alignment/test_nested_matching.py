@@ -179,7 +179,7 @@ def test_what_was_settled_by_activations_is_not_undone_by_weights():
     net, a, x, group = _network("by hand")
     observed = {block.name for block in group.blocks if block.site is not None}
     (values,) = (b for b in group.blocks if b.within and b.site is not None)
-    swapped = {n: t for n, t in a.items()}
+    swapped = dict(a)
     for name in ("q", "k"):  # queries and keys of the heads exchanged, values left alone
         for kind in ("weight", "bias"):
             swapped[f"{name}.{kind}"] = a[f"{name}.{kind}"].roll(4, 0)
