@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
+from sokmerge.symmetry.factors import flips, mixing, rescaling
+from sokmerge.symmetry.linear import Flips, Mixing, Rescaling
 from sokmerge.symmetry.permutation import PermutationGroup
 from sokmerge.symmetry.solving import Pinned, solve
-from sokmerge.symmetry.tracing import trace
+from sokmerge.symmetry.tracing import Graph, trace
 
 __all__ = ["Symmetry", "of"]
 
@@ -29,12 +32,31 @@ class Symmetry(PermutationGroup):
             touch is pinned.
         hidden: how many channels the network's layers make, without its outputs.
         free: how many of them the group moves.
+        graph: the network's operators, from which is read when it is first asked for what else
+            leaves the function as it is: :attr:`rescaling`, :attr:`flips`, :attr:`mixing`, each a
+            group of its own that acts on parameters as this one does.
     """
 
     pinned: tuple[Pinned, ...] = ()
     unknown: tuple[str, ...] = ()
     hidden: int = 0
     free: int = 0
+    graph: Graph | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def rescaling(self) -> Rescaling:
+        """The units that may be multiplied by positive numbers."""
+        return Rescaling() if self.graph is None else rescaling(self.graph)
+
+    @cached_property
+    def flips(self) -> Flips:
+        """The units that may change sign."""
+        return Flips() if self.graph is None else flips(self.graph)
+
+    @cached_property
+    def mixing(self) -> Mixing:
+        """The sets of units that may be mixed by invertible matrices."""
+        return Mixing() if self.graph is None else mixing(self.graph)
 
     def __str__(self) -> str:
         rows = [("block", "units", "axes", "along")]
@@ -46,6 +68,13 @@ class Symmetry(PermutationGroup):
         a, b, c = (max(map(len, column)) for column in list(zip(*rows, strict=True))[:3])
         told = [f"{w:<{a}}  {x:>{b}}  {y:>{c}}  {z}".rstrip() for w, x, y, z in rows]
         told += ["", f"{self.free} of {self.hidden} hidden channels may trade places"]
+        for group, what in (
+            (self.rescaling, "multiplied by positive numbers"),
+            (self.flips, "multiplied by -1"),
+            (self.mixing, "mixed by invertible matrices"),
+        ):
+            if group.units:
+                told.append(f"{group.units} units may be {what}")
         reasons: Counter[str] = Counter()
         for pinned in self.pinned:
             reasons[pinned.reason] += pinned.count
@@ -70,6 +99,10 @@ def of(
     operator does not let pass for certain is pinned, and so is all that an operator touches for
     which there is no rule. No values are computed and no memory is taken, so the module may be on
     ``meta``.
+
+    Beyond permutations the result tells which units may be multiplied by positive numbers, as
+    those of a ReLU network (``rescaling``), by -1, as those behind a tanh (``flips``), and mixed by
+    invertible matrices, as the channels of queries and keys (``mixing``).
 
     Heads may be permuted as wholes, and channels inside each head by a permutation of its own: see
     ``within`` of :class:`Block`. In a grouped convolution the permutation inside the groups is
@@ -97,10 +130,11 @@ def of(
     0          3     3  0.weight:0, 0.bias:0, 2.weight:1
     <BLANKLINE>
     3 of 3 hidden channels may trade places
+    3 units may be multiplied by positive numbers
     stay: 4 entries, meets axes that stay, in linear (0)
     stay: 4 entries, an output of the network
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     traced = trace(module, inputs, opaque)
     blocks, pinned, (hidden, free) = solve(traced)
-    return Symmetry(blocks, pinned, traced.unknown, hidden, free)
+    return Symmetry(blocks, pinned, traced.unknown, hidden, free, traced.graph)

@@ -28,6 +28,7 @@ __all__ = [
     "expand",
     "fixed",
     "fresh",
+    "groups",
     "keep_rows",
     "only",
     "permute",
@@ -182,7 +183,7 @@ def reshape(units: Units, label: Label, shape: Sequence[int]) -> Label:
     """Label a tensor under another shape, with its entries in the same order."""
     out: list[tuple[tuple[int, ...], Array]] = []
     even: set[int] = set()
-    for ours, theirs in _joined(_groups(label.shape, shape), label):
+    for ours, theirs in _joined(groups(label.shape, shape), label):
         sizes = [label.shape[d] for d in ours]
         inside = [f for f in label.factors if set(f.dims) & set(ours)]
         inner = [d for d in ours if label.shape[d] != 1]
@@ -449,7 +450,7 @@ def _without_wholes(units: Units, columns: dict[tuple[int, ...], list[Array]]):
     return {dims: held for dims, held in left.items() if held}
 
 
-def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+def groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """Split two shapes of one size into the shortest runs of dimensions with equal products."""
     groups, i, j = [], 0, 0
     while i < len(old) or j < len(new):

@@ -11,7 +11,7 @@ from sokmerge.symmetry.permutation import Axis, Block, Site
 from sokmerge.symmetry.tracing import OUTPUT, Reader, Trace
 from sokmerge.symmetry.units import Units
 
-__all__ = ["Pinned", "solve"]
+__all__ = ["Pinned", "mix64", "solve"]
 
 Array = np.ndarray
 
@@ -108,7 +108,7 @@ def _above(units: Units) -> tuple[Array, Array]:
 # --- who resembles whom -----------------------------------------------------------------------
 
 
-def _mix(x: Array) -> Array:
+def mix64(x: Array) -> Array:
     """Scramble 64 bits (the finaliser of splitmix64)."""
     x = np.asarray(x).astype(np.uint64)
     with np.errstate(over="ignore"):
@@ -124,7 +124,7 @@ def _surroundings(entries: Array, seed: int) -> Array:
         for i in range(entries.shape[1]):
             column = entries[:, i]
             said = np.where(column < 0, -column, 0).astype(np.uint64)
-            around = _mix(around * np.uint64(31) + _mix(said + np.uint64(i)))
+            around = mix64(around * np.uint64(31) + mix64(said + np.uint64(i)))
     return around
 
 
@@ -143,24 +143,24 @@ def _kinds(count: int, arrays: Sequence[Array], children: Array, wholes: Array):
             for i in range(entries.shape[1]):
                 at = movable[:, i]
                 if at.any():
-                    np.add.at(print_, entries[at, i], _mix(around[at] + np.uint64(i)))
+                    np.add.at(print_, entries[at, i], mix64(around[at] + np.uint64(i)))
             if (movable.sum(1) > 1).any():
                 several.append((seed, entries, around, movable))
-        print_ = _mix(print_)
+        print_ = mix64(print_)
         number = len(np.unique(print_))
         while True:
             more = print_.copy()
             if len(children):
-                more[children] += _mix(print_[wholes] + np.uint64(1))
-                np.add.at(more, wholes, _mix(print_[children] + np.uint64(2)))
+                more[children] += mix64(print_[wholes] + np.uint64(1))
+                np.add.at(more, wholes, mix64(print_[children] + np.uint64(2)))
             for _, entries, around, movable in several:
                 for i in range(entries.shape[1]):
                     for j in range(entries.shape[1]):
                         at = movable[:, i] & movable[:, j]
                         if i != j and at.any():
-                            told = _mix(print_[entries[at, j]] + np.uint64(16 * i + j))
-                            np.add.at(more, entries[at, i], _mix(told + around[at]))
-            print_ = _mix(more)
+                            told = mix64(print_[entries[at, j]] + np.uint64(16 * i + j))
+                            np.add.at(more, entries[at, i], mix64(told + around[at]))
+            print_ = mix64(more)
             now = len(np.unique(print_))
             if now == number:
                 return print_

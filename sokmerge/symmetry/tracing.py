@@ -21,7 +21,7 @@ from sokmerge.symmetry.labels import Label
 from sokmerge.symmetry.rules import RULES, Call, elementwise
 from sokmerge.symmetry.units import Units
 
-__all__ = ["OUTPUT", "Reader", "Trace", "trace"]
+__all__ = ["OUTPUT", "Graph", "Reader", "Trace", "arguments", "operator_name", "trace"]
 
 OUTPUT = "an output of the network"
 _VIEWS = {"chunk", "split", "split_with_sizes", "unbind"}  # they return lists of views
@@ -37,6 +37,21 @@ class Reader:
 
 
 @dataclass(frozen=True)
+class Graph:
+    """A module's operators in their order.
+
+    Attributes:
+        program: the graph of the module in evaluation mode.
+        state: for each name of a parameter or buffer what identifies its tensor.
+        base: of each view in the graph, what it is a view of.
+    """
+
+    program: torch.export.ExportedProgram
+    state: dict[str, int]
+    base: dict[torch.fx.Node, torch.fx.Node]
+
+
+@dataclass(frozen=True)
 class Trace:
     """What a module's graph says.
 
@@ -47,6 +62,7 @@ class Trace:
         layers: the weights whose first dimension lists the units that a layer makes.
         readers: linear layers and convolutions with what they read.
         unknown: operators without a rule, with the place in the code that calls them.
+        graph: what was read.
     """
 
     units: Units
@@ -55,6 +71,7 @@ class Trace:
     layers: tuple[str, ...]
     readers: tuple[Reader, ...]
     unknown: tuple[str, ...]
+    graph: Graph
 
 
 def trace(module: nn.Module, inputs: Sequence[Any], opaque: Sequence[str] = ()) -> Trace:
@@ -229,6 +246,7 @@ class _Walk:
             tuple(dict.fromkeys(self.layers)),
             tuple(self.readers),
             tuple(dict.fromkeys(self.unknown)),
+            Graph(self.program, self.state, self.base),
         )
 
     def _given(self, node: torch.fx.Node, spec: Any) -> Any:
@@ -268,7 +286,7 @@ class _Walk:
                 if source in self.base:
                     written.add(self.base[source])
                 self.base[node] = self.base.get(source, source)
-            elif alias is not None or _name(node.target) in _VIEWS | {
+            elif alias is not None or operator_name(node.target) in _VIEWS | {
                 "reshape", "contiguous", "to", "flatten", "dropout", "expand_as",
             }:  # fmt: skip
                 self.base[node] = self.base.get(source, source)
@@ -287,9 +305,9 @@ class _Walk:
         operands = _leaves((args, kwargs))
         if not values and not operands:
             return node.meta.get("val")
-        name = _name(node.target)
+        name = operator_name(node.target)
         self.units.reason = f"{name} ({where(node)})"
-        named = _named(node.target, args, kwargs)
+        named = arguments(node.target, args, kwargs)
         call = Call(self.units, named, tuple(tuple(v.shape) for v in values))
         made = self._apply(node, name, call) if values else _quiet(name)
         if made is None:
@@ -383,7 +401,7 @@ class _Walk:
 def _statistics(node: torch.fx.Node) -> bool:
     """Say whether a buffer holds the running statistics of a normalisation, and nothing else."""
     return bool(node.users) and all(
-        _name(user.target) in ("batch_norm", "instance_norm") and node in user.args[3:5]
+        operator_name(user.target) in ("batch_norm", "instance_norm") and node in user.args[3:5]
         for user in node.users
     )
 
@@ -403,7 +421,8 @@ def _leaves(tree: Any) -> list[Label]:
     return []
 
 
-def _name(target: Any) -> str:
+def operator_name(target: Any) -> str:
+    """Return the name of an operator, without overload and without a last underscore."""
     schema = getattr(target, "_schema", None)
     name = schema.name.split("::")[-1] if schema is not None else getattr(
         target, "__name__", str(target)
@@ -413,7 +432,7 @@ def _name(target: Any) -> str:
     return name
 
 
-def _named(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+def arguments(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     schema = getattr(target, "_schema", None)
     if schema is None:
         return {str(i): value for i, value in enumerate(args)} | dict(kwargs)

@@ -293,6 +293,33 @@ BUILDERS |= {
 }
 
 
+# How many units may be multiplied by positive numbers, change sign, be mixed; none elsewhere.
+BEYOND = {
+    "residual": (11, 6, 6),
+    "shortcut": (9, 5, 5),
+    "grouped": (14, 0, 0),  # of the eight, two in every group are read by one column
+    "group_norm": (12, 0, 0),
+    "one_group_norm": (6, 0, 0),
+    "instance_norm": (6, 0, 0),
+    "rms_norm": (0, 6, 0),
+    "joined": (9, 4, 4),
+    "split": (9, 4, 4),
+    "shuffled": (16, 16, 16),
+    "flattened": (9, 0, 0),
+    "pooled": (4, 4, 4),
+    "excited": (8, 6, 0),
+    "swiglu": (6, 6, 0),
+    "twice": (5, 0, 0),
+    "attention": (36, 36, 36),
+    "attention_by_hand": (12, 12, 12),
+    "normed_queries": (8, 12, 8),
+    "embedded": (4, 0, 0),
+    "tied": (4, 6, 0),
+    "shared": (0, 6, 0),
+    "transformer": (68, 56, 48),
+}
+
+
 def built(name, randomise):
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -314,6 +341,12 @@ def test_it_has_the_units_it_must_have_and_the_function_stays(name, randomise, c
         moved = group.act(group.sample(seed), state)
         assert change(module, state, moved, (inputs,)) < 1e-12
         assert any(not torch.equal(moved[k], state[k]) for k in state)
+    beyond = tuple(getattr(group, kind).units for kind in ("rescaling", "flips", "mixing"))
+    assert beyond == BEYOND.get(name, (0, 0, 0))
+    for kind in ("rescaling", "flips", "mixing"):
+        other = getattr(group, kind)
+        moved = other.act(other.sample(1), state)
+        assert change(module, state, moved, (inputs,)) < 1e-11, kind
     for block in group.blocks:  # each axis counts: left out, the function changes
         if block.within or any(b.within == block.name for b in group.blocks):
             continue
@@ -547,3 +580,108 @@ def test_parameters_of_another_width_are_told_with_their_block():
     other = nn.Sequential(L(4, 7), nn.ReLU(), L(7, 2))
     with pytest.raises(ArgumentError, match="for block '0'"):
         group.act(group.identity(), dict(other.named_parameters()))
+
+
+# --- beyond permutations --------------------------------------------------------------------------
+
+KINDS = ("rescaling", "flips", "mixing")
+
+
+@pytest.mark.parametrize("name", ["attention", "swiglu", "residual"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_of_them_is_a_group_and_every_axis_counts(name, kind, randomise, change):
+    module, inputs, _, symmetries = built(name, randomise)
+    group, x = getattr(symmetries, kind), module.state_dict()
+
+    def same(a, b):
+        return all(torch.allclose(a[k], b[k], rtol=0, atol=1e-12) for k in x)
+
+    p, q = group.sample(1), group.sample(2)
+    assert same(group.act(group.identity(), x), x)
+    assert same(group.act(group.compose(p, q), x), group.act(p, group.act(q, x)))
+    assert same(group.act(group.invert(p), group.act(p, x)), x)
+    for number, block in enumerate(group.blocks):
+        for left_out in block[-1]:
+            axes = tuple(axis for axis in block[-1] if axis is not left_out)
+            broken = list(group.blocks)
+            broken[number] = (*block[:-1], axes)
+            moved = type(group)(tuple(broken)).act(p, x)
+            # A bias of the keys adds one number to all scores of a query, which softmax ignores.
+            idle = left_out.parameter == "t.in_proj_bias" and getattr(left_out, "reads", False)
+            assert (change(module, x, moved, (inputs,)) > 1e-6) != idle, (block[0], left_out)
+
+
+def test_a_rotation_of_a_head_keeps_lengths_and_a_stretch_does_not(randomise, change):
+    module, inputs, _, symmetries = built("attention", randomise)
+    group, x = symmetries.mixing, module.state_dict()
+    turned = group.act(group.sample(0, orthogonal=True), x)
+    stretched = group.act(group.sample(0), x)
+    assert change(module, x, turned, (inputs,)) < 1e-12
+    name = "t.in_proj_weight"
+    assert turned[name].norm() == pytest.approx(float(x[name].norm()), rel=1e-12)
+    assert stretched[name].norm() != pytest.approx(float(x[name].norm()), rel=1e-3)
+
+
+def test_what_is_rotated_by_its_place_is_not_mixed(randomise):
+    """Rotary embeddings multiply each pair of channels by numbers of its own; values are free."""
+
+    def does(m, x):
+        b, n, _ = x.shape
+        q, k, v = (p(x).view(b, n, 2, 4).transpose(1, 2) for p in (m.q, m.k, m.v))
+        angle = torch.arange(n, dtype=x.dtype)[:, None] * torch.tensor([1.0, 0.1, 1.0, 0.1])
+        cos, sin = angle.cos(), angle.sin()
+        q, k = (y * cos + torch.cat([-y[..., 2:], y[..., :2]], -1) * sin for y in (q, k))
+        y = F.scaled_dot_product_attention(q, k, v)
+        return m.o(y.transpose(1, 2).reshape(b, n, 8))
+
+    net = randomise(Net(does, q=L(3, 8), k=L(3, 8), v=L(3, 8), o=L(8, 2)))
+    group = symmetry.of(net, torch.zeros(2, 5, 3, dtype=torch.float64))
+    assert [(name, count, size) for name, count, size, _ in group.mixing.blocks] == [("v", 2, 4)]
+    assert group.rescaling.units == 4 + 8  # a number for each pair of queries, and each value
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_what_stays_stays_beyond_permutations_too(name, randomise, change):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module, _ = PINNED[name]()
+        inputs = torch.randn(ROWS, dtype=torch.float64)
+    module = randomise(module)
+    group, state = symmetry.of(module, inputs), module.state_dict()
+    for kind in KINDS:
+        other = getattr(group, kind)
+        moved = other.act(other.sample(0), state)
+        assert change(module, state, moved, (inputs,)) < 1e-12
+
+
+def test_units_between_which_an_operator_tells_are_not_mixed(randomise, change):
+    """One half is averaged over its places, the other is not: each half mixes on its own."""
+
+    def does(m, x):
+        u, v = m.a(x).chunk(2, 1)
+        u = F.avg_pool2d(u, 3, 1, 1)
+        return m.b(torch.cat([u, v], 1).mean((2, 3)))
+
+    net = randomise(Net(does, a=C(3, 6, 3), b=L(6, 2)))
+    x = torch.randn(IMAGE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    group, state = symmetry.of(net, x).mixing, net.state_dict()
+    assert [block[1:3] for block in group.blocks] == [(2, 3)]
+    assert change(net, state, group.act(group.sample(0), state), (x,)) < 1e-12
+
+
+def test_elements_that_are_none_and_parameters_that_do_not_fit_are_told():
+    net = nn.Sequential(L(4, 6), nn.ReLU(), L(6, 2))
+    group, x = symmetry.of(net, torch.zeros(ROWS)), dict(net.named_parameters())
+    with pytest.raises(ArgumentError, match="not positive"):
+        group.rescaling.act({"0": -torch.ones(6)}, x)
+    with pytest.raises(ArgumentError, match=r"element\['0'\]: found no entry"):
+        group.rescaling.act({}, x)
+    with pytest.raises(ArgumentError, match="for block '0'"):
+        group.rescaling.act(
+            group.rescaling.identity(), dict(nn.Sequential(L(4, 7)).named_parameters())
+        )
+    odd = nn.Sequential(L(4, 6), nn.Tanh(), L(6, 2))
+    with pytest.raises(ArgumentError, match="expected signs"):
+        symmetry.of(odd, torch.zeros(ROWS)).flips.act({"0": 2 * torch.ones(6)}, x)
+    assert "6 units may be multiplied by positive numbers" in str(group)
+    assert "6 units may be multiplied by -1" in str(symmetry.of(odd, torch.zeros(ROWS)))

@@ -49,6 +49,8 @@ class Program(nn.Module):
                 return a + self.weight(f"bias{n}", n)
             case "relu":
                 return a.relu()
+            case "tanh":
+                return a.tanh()
             case "add":
                 return a + b
             case "multiply":
@@ -95,12 +97,12 @@ class Program(nn.Module):
 OPERATORS = [
     "linear", "shared linear", "bias", "relu", "add", "multiply", "join", "halve", "leave out",
     "shuffle", "sum fours", "flip", "layer norm", "group norm", "softmax", "centre", "repeat",
-    "repeat each", "gate", "attend", "heads", "outer", "cumulate",
+    "repeat each", "gate", "attend", "heads", "outer", "cumulate", "tanh",
 ]  # fmt: skip
 
 
 def test_a_derived_group_never_changes_the_function():
-    moved = 0
+    moved, scaled = 0, dict.fromkeys(("rescaling", "flips", "mixing"), 0)
     for seed in range(24):
         program = Program(seed)
         generator = torch.Generator().manual_seed(seed)
@@ -115,5 +117,13 @@ def test_a_derived_group_never_changes_the_function():
                 )
                 change = float((after - before).abs().max() / before.abs().max())
                 assert change < 1e-10, (seed, [(b.name, b.size) for b in group.blocks])
+            for kind in scaled:
+                beyond = getattr(group, kind)
+                turned = beyond.act(beyond.sample(0), state)
+                after = torch.func.functional_call(program, turned, (x,))
+                change = float((after - before).abs().max() / before.abs().max())
+                assert change < 1e-10, (seed, kind, beyond.blocks)
+                scaled[kind] += beyond.units > 0
         moved += bool(group.blocks)
     assert moved > 12
+    assert min(scaled.values()) > 6
