@@ -78,6 +78,24 @@ def table() -> None:
 
 
 @app.command()
+def recovery() -> None:
+    """Align networks back to themselves and write the page of the book, book/recovery.md."""
+    from sokmerge.commands import recovery as recovered
+
+    _torchvision()
+    rows = []
+    for name in recovered.NETWORKS:
+        rows.append(row := recovered.recover(name))
+        typer.echo(
+            f"{name}: {row.blocks} blocks, back by weights {row.by_weights:.3f} "
+            f"({row.seconds:.1f} CPU s), by activations {row.by_activations:.3f}"
+        )
+    path = root() / "book" / "recovery.md"
+    path.write_text(recovered.page(rows), encoding="utf-8")
+    typer.echo(path)
+
+
+@app.command()
 def show(name: Annotated[str, typer.Argument(help="A model of torchvision.")]) -> None:
     """Print the group of one model, and what stays in it."""
     _require([name])
