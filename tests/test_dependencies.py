@@ -15,10 +15,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-EXTRAS = ("book", "test", "bench")
+EXTRAS = ("book", "test", "bench", "transformers", "large")
 
 # Packages that are imported under another name.
-DISTRIBUTIONS = {"yaml": "pyyaml", "PIL": "pillow", "IPython": "ipython", "ot": "pot"}
+DISTRIBUTIONS = {"yaml": "pyyaml", "PIL": "pillow", "IPython": "ipython", "ot": "pot", "lap": "lapx"}
 
 # Tried together, on three versions of Python, before the book was begun.
 TRIED = {

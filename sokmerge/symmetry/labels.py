@@ -415,6 +415,7 @@ def _normal(
                     held.append(column)
     if sum(map(len, columns.values())) > 1:
         columns = _without_wholes(units, columns)
+    _tell_apart(columns)
     movable = {
         d for dims, held in columns.items() for d in dims if any((c >= 0).any() for c in held)
     }
@@ -424,6 +425,22 @@ def _normal(
             made.append(Factor(dims, np.stack(held, -1)))
     covered = {d for f in made for d in f.dims}
     return Label(shape, tuple(made), frozenset(even - covered))
+
+
+def _tell_apart(columns: dict[tuple[int, ...], list[Array]]) -> None:
+    """Put places that stay to the units whose entries they tell apart, if only they do."""
+    still = [dims for dims, held in columns.items() if not any((c >= 0).any() for c in held)]
+    for dims, held in columns.items():
+        inside = [d for d in still if set(d) < set(dims)]
+        if dims in still or not inside:
+            continue
+        flat = np.stack([c.ravel() for c in held], -1)
+        if len(np.unique(flat, axis=0)) == len(flat):
+            continue
+        shape = held[0].shape
+        for other in inside:
+            sizes = [n if d in other else 1 for d, n in zip(dims, shape, strict=True)]
+            held += [np.broadcast_to(c.reshape(sizes), shape) for c in columns[other]]
 
 
 def _without_wholes(units: Units, columns: dict[tuple[int, ...], list[Array]]):

@@ -86,7 +86,7 @@ def unchanged(call: Call) -> Label:
       "elu", "leaky_relu", "softplus", "softsign", "logit", "where", "clip", "copy", "clamp",
       "masked_fill", "lerp", "addcmul", "addcdiv", "float_power", "square", "rsub", "true_divide",
       "divide", "multiply", "subtract", "threshold", "hardshrink", "softshrink", "log_sigmoid",
-      "nan_to_num", "relu", "sigmoid", "tanh")  # fmt: skip
+      "nan_to_num", "relu", "sigmoid", "tanh", "__and__", "__or__", "__xor__")  # fmt: skip
 def pointwise(call: Call) -> Label:
     return elementwise(call)
 
@@ -308,6 +308,15 @@ def extremum(call: Call) -> Any:
         return reduction(call)
     lb.pin(call.units, call.x, call["dim"])  # for its place is told
     return [reduction(call), reduction(call)]
+
+
+@rule("diff")
+def differences(call: Call) -> Label:
+    dim = call.get("dim", default=-1) % len(call.x.shape)
+    for label in _labels([call.get("prepend"), call.get("append")]):
+        lb.pin_all(call.units, label)
+    made = lb.only(call.units, call.x, [d for d in range(len(call.x.shape)) if d != dim])
+    return Label(call.shape, made.factors, made.uniform - {dim})
 
 
 @rule("cumsum", "cumprod", "sort", "topk", "argmax", "argmin", "logcumsumexp", "cummax", "cummin",

@@ -75,7 +75,7 @@ def solve(traced: Trace) -> tuple[tuple[Block, ...], tuple[Pinned, ...], tuple[i
             output[entries[entries >= 0]] = True
     hidden = moved = 0
     for line in lines:
-        if line.dim == 0 and line.parameter in traced.layers:
+        if (line.parameter, line.dim) in traced.layers:
             free = classes.free(line.entries).any(1)
             told = (output[np.maximum(line.entries, 0)] & (line.entries >= 0)).any(1)
             hidden += int((free | ~told).sum())

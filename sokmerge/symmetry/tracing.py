@@ -59,7 +59,7 @@ class Trace:
         units: the registry of units, with all that the operators said.
         tensors: the label of each parameter and of each buffer with running statistics.
         buffers: which of them are buffers, or second names of tied parameters.
-        layers: the weights whose first dimension lists the units that a layer makes.
+        layers: weights, and which of their dimensions lists the units that a layer makes.
         readers: linear layers and convolutions with what they read.
         unknown: operators without a rule, with the place in the code that calls them.
         graph: what was read.
@@ -68,7 +68,7 @@ class Trace:
     units: Units
     tensors: dict[str, Label]
     buffers: frozenset[str]
-    layers: tuple[str, ...]
+    layers: tuple[tuple[str, int], ...]
     readers: tuple[Reader, ...]
     unknown: tuple[str, ...]
     graph: Graph
@@ -206,7 +206,7 @@ class _Walk:
         self.tensors: dict[str, Label] = {}
         self.buffers: set[str] = set()
         self.readers: list[Reader] = []
-        self.layers: list[str] = []
+        self.layers: list[tuple[str, int]] = []
         self.named: dict[torch.fx.Node, str] = {}
         self.unknown: list[str] = []
         self.base: dict[torch.fx.Node, torch.fx.Node] = {}
@@ -347,12 +347,14 @@ class _Walk:
         """Note the weights of layers, and what a linear layer or a convolution reads."""
         if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
             weights = [n for part in node.args if isinstance(part, (list, tuple)) for n in part]
-            self.layers += [self.named[n] for n in weights if n in self.named]
+            self.layers += [(self.named[n], 0) for n in weights if n in self.named]
+        if name == "addmm" and node.args[2] in self.named:  # a weight of shape (in, out)
+            self.layers.append((self.named[node.args[2]], 1))
         if name != "linear" and not name.startswith("conv"):
             return
         weight = self.base.get(node.args[1], node.args[1])
         if weight in self.named:
-            self.layers.append(self.named[weight])
+            self.layers.append((self.named[weight], 0))
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         x = named.get("input")
         if not stack or not isinstance(x, Label):

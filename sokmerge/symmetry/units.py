@@ -314,6 +314,9 @@ class Units:
 
     def _parallel(self, a: Array, b: Array) -> None:
         """Units that move together, and lie side by side: tuples of a common one and a side."""
+        pairs = np.unique(np.sort(np.stack([a, b], -1), 1), axis=0)
+        if 2 * len(pairs) == len(a):  # each with its partner, as where halves are exchanged
+            a, b = pairs[:, 0], pairs[:, 1]
         together = np.concatenate([a, b])
         if len(np.unique(together)) < len(together) or self._whole[together].any():
             self.pin(a[:, None])
