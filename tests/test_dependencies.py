@@ -18,7 +18,9 @@ from packaging.utils import canonicalize_name
 EXTRAS = ("book", "test", "bench", "transformers", "large")
 
 # Packages that are imported under another name.
-DISTRIBUTIONS = {"yaml": "pyyaml", "PIL": "pillow", "IPython": "ipython", "ot": "pot", "lap": "lapx"}
+DISTRIBUTIONS = {
+    "yaml": "pyyaml", "PIL": "pillow", "IPython": "ipython", "ot": "pot", "lap": "lapx",
+}  # fmt: skip
 
 # Tried together, on three versions of Python, before the book was begun.
 TRIED = {
