@@ -367,69 +367,59 @@ class _Reading:
         while before != (before := self._alive()):
             self._only_once()
         count = self.numbers.count
-        roots = np.abs(self.numbers.find(np.arange(count)))
-        marks = np.zeros(count, dtype=np.uint64)
+        marks = np.zeros(count, dtype=np.uint64)  # of the operators that treat a unit
         with np.errstate(over="ignore"):
+            roots = np.abs(self.numbers.find(np.arange(count)))
             np.add.at(marks, roots, self.numbers.marks[:count])
         lines = [
             (name, d, np.where(np.sign(line) == sign, line, 0), alias)
             for name, d, line, alias in self._lines()
             for sign in (1, -1)
         ]
-        told = marks.copy()  # along every parameter too, units that mix lie side by side
-        occurs = np.zeros(count, dtype=np.int64)
-        with np.errstate(over="ignore"):
-            for number, (_, _, line, _) in enumerate(lines):
-                key = mix64(np.array([number + 1], dtype=np.uint64))
-                np.add.at(told, np.abs(line), key * np.where(line < 0, 3, 1).astype(np.uint64))
+        along = np.zeros(count, dtype=np.uint64)  # and of the axes along which it lies
         good = np.zeros(count, dtype=bool)
-        for _, _, line, _ in lines:
-            ids = np.abs(line)
-            occurs += np.bincount(ids, minlength=count) > 1
-            good[ids] = True
-        good &= (occurs == 0) & (np.arange(count) > 0)
-        sets: dict[int, list[int]] = {}
-        position: dict[int, tuple[int, int, int]] = {}
-        kinds: dict[tuple[int, int, int], list[list[int]]] = {}
+        twice = np.zeros(count, dtype=bool)
         for number, (_, _, line, _) in enumerate(lines):
-            for i in np.abs(line).tolist():
-                if good[i] and i not in position:
-                    key = int(told[i])
-                    sets.setdefault(key, []).append(i)
-                    position[i] = (number, len(sets[key]), key)
-        for members in sets.values():
+            ids = np.abs(line)
+            times = np.bincount(ids, minlength=count)
+            good |= times > 0
+            twice |= times > 1
+            with np.errstate(over="ignore"):
+                along[times > 0] += mix64(np.array([number + 1], dtype=np.uint64))
+        good &= ~twice
+        good[0] = False
+        sets: dict[tuple[int, int], list[int]] = {}
+        first: dict[int, int] = {}
+        for number, (_, _, line, _) in enumerate(lines):
+            ids = np.abs(line)
+            for i in ids[good[ids]].tolist():
+                if i not in first:
+                    first[i] = number
+                    sets.setdefault((int(marks[i]), int(along[i])), []).append(i)
+        kinds: dict[tuple[int, int, int], list[list[int]]] = {}
+        for (_, axes), members in sets.items():
             if len(members) > 1:
-                first = position[members[0]][0]
-                kinds.setdefault((first, len(members), self._shape(members, lines)), []).append(
-                    members
-                )
+                kinds.setdefault((first[members[0]], len(members), axes), []).append(members)
+        order = [np.argsort(np.abs(line), kind="stable") for _, _, line, _ in lines]
         made, names = [], []
-        for (first, size, _), found in kinds.items():
-            name = _block_name(lines[first][0], names)
+        for (number, size, _), found in kinds.items():
+            name = _block_name(lines[number][0], names)
             names.append(name)
-            wanted = np.array(found)
-            axes = []
-            for parameter, d, line, alias in lines:
-                where = np.full(count, -1, dtype=np.int64)
-                where[np.abs(line)] = np.arange(len(line))
-                places = where[wanted]
-                if (places >= 0).all():
-                    reads = bool((line[places] < 0).all())
-                    axes.append(MixedAxis(parameter, d, places, reads, alias))
+            wanted, axes = np.array(found), []
+            for (parameter, d, line, alias), sorting in zip(lines, order, strict=True):
+                ids = np.abs(line)
+                at = np.searchsorted(ids, wanted[0, 0], sorter=sorting)
+                if at == len(ids) or ids[sorting[at]] != wanted[0, 0]:
+                    continue
+                at = np.searchsorted(ids, wanted, sorter=sorting)
+                places = sorting[np.minimum(at, len(ids) - 1)]
+                assert (ids[places] == wanted).all()  # they lie along the same axes
+                axes.append(MixedAxis(parameter, d, places, bool(line[places].max() < 0), alias))
             made.append((name, len(found), size, tuple(axes)))
         return tuple(made)
 
     def _alive(self) -> int:
         return int((self.numbers.find(np.arange(self.numbers.count)) != 0).sum())
-
-    def _shape(self, members: list[int], lines: Any) -> int:
-        """Tell apart sets that lie along different axes, so that a block has one list of axes."""
-        key = 0
-        for number, (_, _, line, _) in enumerate(lines):
-            at = np.flatnonzero(np.abs(line) == members[0])
-            if len(at):
-                key = hash((key, number, int(np.sign(line[at[0]]))))
-        return key
 
 
 # --- rules ----------------------------------------------------------------------------------------
