@@ -4,6 +4,12 @@ from sokmerge.probe.calibration import brier_score, expected_calibration_error
 from sokmerge.probe.directions import Frame, filter_normalised, through
 from sokmerge.probe.line import Barrier, Line, barrier, line
 from sokmerge.probe.plane import Plane, plane
+from sokmerge.probe.representation import (
+    activations,
+    disagreement,
+    feature_cosine,
+    linear_cka,
+)
 from sokmerge.probe.risk import EmpiricalRisk, RiskValue
 
 __all__ = [
@@ -13,11 +19,15 @@ __all__ = [
     "Line",
     "Plane",
     "RiskValue",
+    "activations",
     "barrier",
     "brier_score",
+    "disagreement",
     "expected_calibration_error",
+    "feature_cosine",
     "filter_normalised",
     "line",
+    "linear_cka",
     "plane",
     "through",
 ]
