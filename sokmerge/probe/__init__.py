@@ -1,5 +1,6 @@
 """Measure the loss landscape: the risk as an oracle, lines, barriers, planes, calibration."""
 
+from sokmerge.probe.adaptive import AdaptiveBarrier, adaptive_barrier
 from sokmerge.probe.calibration import brier_score, expected_calibration_error
 from sokmerge.probe.directions import Frame, filter_normalised, through
 from sokmerge.probe.line import Barrier, Line, barrier, line
@@ -13,6 +14,7 @@ from sokmerge.probe.representation import (
 from sokmerge.probe.risk import EmpiricalRisk, RiskValue
 
 __all__ = [
+    "AdaptiveBarrier",
     "Barrier",
     "EmpiricalRisk",
     "Frame",
@@ -20,6 +22,7 @@ __all__ = [
     "Plane",
     "RiskValue",
     "activations",
+    "adaptive_barrier",
     "barrier",
     "brier_score",
     "disagreement",

@@ -113,19 +113,7 @@ def line(
     """
     positions = _positions(points, alphas)
     risk.require_valid(a=a, b=b)
-    losses, errors = _along(risk, a, b, positions)
-    require_finite_loss(losses, "the line from a to b")
-
-    alpha = torch.tensor(positions, dtype=losses.dtype).to(losses.device)[:, None]
-    # Written as differences, so that it is exactly 0 at the ends and between equal losses.
-    excess_losses = (1 - alpha) * (losses - losses[:1]) + alpha * (losses - losses[-1:])
-    excess_errors = errors - (errors[:1] + errors[-1:]) / 2
-    statistics = [
-        host(statistic)
-        for samples in (losses, errors, excess_losses, excess_errors)
-        for statistic in mean_and_stderr(samples)
-    ]
-    return Line(np.asarray(positions), *statistics, n=risk.n)
+    return read_off(positions, *_along(risk, a, b, positions))
 
 
 def barrier(
@@ -160,6 +148,32 @@ def barrier(
         error_alpha=float(found.alphas[worst_error]),
         line=found,
     )
+
+
+def read_off(positions: Sequence[float], losses: Tensor, errors: Tensor) -> Line:
+    """Return the line that per-example losses and errors at its positions make.
+
+    Both have the shape (positions, n). This waits for the device.
+    """
+    require_finite_loss(losses, "the line from a to b")
+    statistics = [
+        host(statistic)
+        for samples in (
+            losses,
+            errors,
+            excess_of_losses(positions, losses),
+            errors - (errors[:1] + errors[-1:]) / 2,
+        )
+        for statistic in mean_and_stderr(samples)
+    ]
+    return Line(np.asarray(positions), *statistics, n=losses.shape[1])
+
+
+def excess_of_losses(positions: Sequence[float], losses: Tensor) -> Tensor:
+    """Return what each example's loss lies above the chord, shape (positions, n)."""
+    alpha = torch.tensor(positions, dtype=losses.dtype).to(losses.device)[:, None]
+    # Written as differences, so that it is exactly 0 at the ends and between equal losses.
+    return (1 - alpha) * (losses - losses[:1]) + alpha * (losses - losses[-1:])
 
 
 def _along(

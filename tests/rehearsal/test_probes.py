@@ -49,6 +49,11 @@ def _barrier(stage):
     assert np.isnan(probe.barrier(stage.risk, stage.a, stage.b, points=3).loss)
 
 
+def _adaptive(stage):
+    found = probe.adaptive_barrier(stage.risk, stage.a, stage.b, most=9)
+    assert np.isnan(found.loss) and not found.converged and found.evaluations == 9
+
+
 def _plane(stage):
     frame = probe.through(stage.a, stage.b, stage.c)
     direction = probe.filter_normalised(stage.a, seed=0)
@@ -89,7 +94,7 @@ def _spectrum(stage):
     assert np.isnan(total.value) and not total.converged and total.products == 5
 
 
-PARTS = (_algebra, _risk, _statistics, _line, _barrier, _plane, _products, _spectrum)
+PARTS = (_algebra, _risk, _statistics, _line, _barrier, _adaptive, _plane, _products, _spectrum)
 ROUTINES = {f.__name__[1:]: f for f in PARTS}
 
 
