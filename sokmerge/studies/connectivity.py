@@ -1,0 +1,453 @@
+r"""Mode connectivity: curves, features, mechanisms, and many networks at once.
+
+* ``curves``: for each seed two neighbours of the family ``cnn``, joined by the straight line, a
+  Bezier curve, a chain of two lines, a nudged elastic band, and a complex of two triangles that
+  share two learned corners. Along each: loss and error on training and on test images, how often
+  a point and the first end predict different classes, and the error of the two asked together.
+* ``plane``: for the first seed, the training loss on the plane of the ends and the Bezier curve's
+  bend, and where the curve runs in it.
+* ``features``: pairs of networks of three hidden layers of 256 units: from different starts, the
+  same after weight matching, forked after ``TRUNK`` passes, and fine-tuned twice from one network.
+  Of each pair: feature connectivity, CKA and stitching, layer by layer, and the barrier of
+  single layers and of the first few. Of the convolutional networks the layers' barriers alone.
+* ``mechanisms``: networks that read a planted cue, and networks that cannot, of one start and of
+  two, at the usual rate and at a high one; ``pairs`` are the barriers between them on cued and on
+  clean images, and ``tuning`` is what fine-tuning at several rates makes of one that reads the cue.
+* ``many``: four networks and one held out; re-based averages, a trained centre, and how short a
+  path of low loss can be.
+
+Barriers, losses and penalties are in nats, errors and their excesses in percent, both on images
+that were not trained on where nothing else is said.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sokmerge import merge, params, symmetry
+from sokmerge.network import Network
+from sokmerge.params import Params
+from sokmerge.probe import EmpiricalRisk, barrier, disagreement, plane, through
+from sokmerge.probe.connectivity import (
+    Curve,
+    Profile,
+    along,
+    autoneb,
+    feature_connectivity,
+    fit_curve,
+    geodesic,
+    layer_barriers,
+    spokes,
+    stitching,
+    via,
+)
+from sokmerge.probe.star import star
+from sokmerge.studies.study import Study
+from sokmerge.testbed import data, models, training, zoo
+from sokmerge.testbed.models import MLP
+from sokmerge.testbed.recipes import Recipe, master_seed
+from sokmerge.testbed.tasks import Corrupted, PatchCue
+
+__all__ = ["CUES", "KINDS", "PULLS", "RATES", "STUDY", "TRUNK", "Losses", "rows"]
+
+#: The first seed of networks that are not in the zoo.
+FRESH = 900
+
+#: Images on which a curve is evaluated, and positions on it.
+IMAGES, POSITIONS = 2_000, 13
+
+#: Steps of a trained curve, and of each new corner of the triangles.
+STEPS, CORNER_STEPS = 400, 150
+
+#: How the pairs of the features came about.
+KINDS = ("independent", "aligned", "forked", "fine-tuned")
+
+#: Passes before a run is forked, after that, and of a fine-tuning on noisy images.
+TRUNK, REST, TUNE = 2, 10, 3
+
+#: What the test images of the mechanisms carry: nothing, a cue that is right, or one that is wrong.
+CUES: dict[str, PatchCue | None] = {
+    "clean": None,
+    "cued": PatchCue(1.0, seed=1),
+    "counterfactual": PatchCue(1.0, shift=1, seed=1),
+}
+
+#: What is trained on: a cue that is always right, and one that says nothing.
+RIGHT, WORTHLESS = PatchCue(1.0), PatchCue(0.0)
+
+#: Rates at which a network that reads the cue is fine-tuned.
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+
+#: The rate at which the networks of the mechanisms are trained, and a high one.
+GENTLE, HIGH = 1e-3, 1e-2
+
+#: How strongly a path is pulled straight.
+PULLS = (0.0, 0.3, 3.0)
+
+Row = dict[str, Any]
+
+
+def rows(seed: int) -> Iterator[Row]:
+    """Measure all of it for one seed."""
+    yield from _curves(seed)
+    yield from _features(seed)
+    yield from _mechanisms(seed)
+    yield from _many(seed)
+
+
+def row(part: str, group: str, kind: str, x: float, measure: str, value: float) -> Row:
+    """A row of the table; columns that do not apply hold an empty text or -1."""
+    at = round(float(x), 6)
+    said = {"part": part, "group": group, "kind": kind, "x": at, "measure": measure}
+    return {**said, "value": float(f"{float(value):.6g}")}
+
+
+class Losses:
+    """The loss on one batch of images after the other, in an order fixed by a key.
+
+    >>> x, y = data.fashion("train", limit=200)
+    >>> module = models.build(MLP(width=4))
+    >>> loss = Losses(module, x, y, "example")
+    >>> loss(params.of(module), 0).shape
+    torch.Size([])
+    """
+
+    def __init__(
+        self, module: nn.Module, inputs: Tensor, targets: Tensor, key: str, batch: int = 128
+    ) -> None:
+        self.module, self.inputs, self.targets = module, inputs, targets
+        self.key, self.batch = key, batch
+        self.orders: dict[int, Tensor] = {}
+
+    def __call__(self, point: Params, step: int) -> Tensor:
+        epoch, at = divmod(step * self.batch, len(self.targets) // self.batch * self.batch)
+        if epoch not in self.orders:
+            generator = params.stream(f"{self.key}:{epoch}")
+            self.orders[epoch] = torch.randperm(len(self.targets), generator=generator)
+        some = self.orders[epoch][at : at + self.batch]
+        outputs = torch.func.functional_call(self.module, dict(point), (self.inputs[some],))
+        return F.cross_entropy(outputs, self.targets[some])
+
+
+def fresh(recipe: Recipe, seed: int, number: int) -> Recipe:
+    """The same recipe from another start; numbers of one seed are not those of another."""
+    own = 1000 * master_seed() + FRESH + 10 * seed + number
+    return replace(recipe, family="connectivity", seed=own, order_seed=own)
+
+
+def begun(recipe: Recipe) -> dict[str, Tensor]:
+    """The random weights a recipe starts with."""
+    return params.of(models.build(recipe.arch, recipe.seed))
+
+
+def neighbours(family: str, seed: int) -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor]]:
+    """A module, and the networks of a seed and of the next."""
+    recipes = zoo.family(family)
+    module, a = zoo.load(recipes[seed])
+    return module, a, zoo.load(recipes[(seed + 1) % len(recipes)])[1]
+
+
+# Curves -------------------------------------------------------------------------------------
+
+
+def _curves(seed: int) -> Iterator[Row]:
+    module, a, b = neighbours("cnn", seed)
+    module = module.to(memory_format=torch.channels_last)
+    x, y = data.fashion("train")
+    risks = {
+        "train": EmpiricalRisk(module, x[:IMAGES], y[:IMAGES]),
+        "test": EmpiricalRisk(module, *data.fashion("test", limit=IMAGES)),
+    }
+    looked = EmpiricalRisk(module, x[IMAGES : IMAGES + 500], y[IMAGES : IMAGES + 500])
+    key = f"{master_seed()}:{seed}"
+    loss = Losses(module, x, y, f"curves:{key}")
+    how = {"loss": loss, "steps": STEPS, "lr": 2e-2, "seed": seed}
+    bezier = fit_curve(a, b, kind="bezier", **how)
+    chain = fit_curve(a, b, kind="chain", **how)
+    band = autoneb(a, b, loss=loss, measure=lambda p: looked(p).loss, cycles=4, steps=35, most=5)
+    ways = {
+        "line": Curve((a, b)),
+        "bezier": bezier,
+        "chain": chain,
+        "band": band.curve,
+    }
+    yield row("curves", "band", "", -1, "pivots", band.pivots[-1])
+    yield row("curves", "band", "", -1, "gradients", band.gradients)
+    network, (images, labels) = Network(module), data.fashion("test", limit=IMAGES)
+    with torch.inference_mode():
+        first = network(a, images)
+    for name, curve in ways.items():
+        yield row("curves", name, "", -1, "straightness", curve.straightness())
+        for split, risk in risks.items():
+            found = along(risk, curve, POSITIONS)
+            yield row("curves", name, split, -1, "barrier", found.barrier)
+            yield row("curves", name, split, -1, "error barrier", 100 * found.error_barrier)
+            yield row("curves", name, split, -1, "connectivity", found.connectivity)
+            yield from _profile("curves", name, split, found)
+        for t in np.linspace(0, 1, POSITIONS):
+            with torch.inference_mode():
+                here = network(curve(float(t)), images)
+            both = (first.softmax(1) + here.softmax(1)) / 2
+            wrong = (both.argmax(1) != labels).double().mean()
+            yield row("curves", name, "test", t, "disagreement", 100 * disagreement(first, here))
+            yield row("curves", name, "test", t, "ensemble error", 100 * wrong)
+    yield from _triangles(seed, a, b, loss, risks)
+    if seed == 0:
+        yield from _plane(a, b, bezier, looked)
+
+
+def _profile(part: str, name: str, images: str, found: Profile) -> Iterator[Row]:
+    for t, loss, error in zip(found.t, found.loss, found.error, strict=True):
+        yield row(part, name, images, t, "loss", loss)
+        yield row(part, name, images, t, "error", 100 * error)
+
+
+def _triangles(
+    seed: int, a: Params, b: Params, loss: Losses, risks: Mapping[str, EmpiricalRisk]
+) -> Iterator[Row]:
+    """Two triangles with a shared side join the ends; random points of them are judged."""
+    found = merge.simplex([a, b], loss=loss, corners=2, steps=CORNER_STEPS, lr=1e-2, seed=seed)
+    points = found.sample(12, seed=seed)
+    for split, risk in risks.items():
+        seen = [risk(p) for p in points]
+        ends = [risk(p).loss for p in (a, b)]
+        yield row("curves", "triangles", split, -1, "loss", np.mean([s.loss for s in seen]))
+        yield row("curves", "triangles", split, -1, "error", 100 * np.mean([s.error for s in seen]))
+        highest = max(s.loss for s in seen) - np.mean(ends)
+        yield row("curves", "triangles", split, -1, "highest", highest)
+
+
+def _plane(a: Params, b: Params, bezier: Curve, risk: EmpiricalRisk) -> Iterator[Row]:
+    frame = through(a, b, bezier.points[1])
+    s, t = frame.spans(steps=21, margin=0.25)
+    found = plane(risk, frame.origin, frame.u, frame.v, alphas=s, betas=t)
+    for i, j in itertools.product(range(len(s)), range(len(t))):
+        yield row("plane", f"{s[i]:.6g}", f"{t[j]:.6g}", -1, "loss", found.loss[i, j])
+    for name, (first, second) in zip("ABC", frame.coordinates, strict=True):
+        yield row("plane", name, "", -1, "s", first)
+        yield row("plane", name, "", -1, "t", second)
+
+
+# Features -----------------------------------------------------------------------------------
+
+
+def _features(seed: int) -> Iterator[Row]:
+    module, a, b = neighbours("mlp-width-256", seed)
+    recipe = replace(zoo.family("mlp-width-256")[seed], family="connectivity")
+    pairs = {"independent": (a, b)}
+    group = symmetry.chain(module, models.chain(recipe.arch))
+    pairs["aligned"] = a, group.act(merge.weight_matching(a, b, group).permutation, b)
+    noise = Corrupted("gaussian_noise", 5)
+    train, test = data.fashion("train"), data.fashion("test", limit=IMAGES)
+    noisy = noise(*train)
+    early = replace(recipe, epochs=TRUNK, schedule="constant")
+    trunk = training.fine_tune(early, begun(recipe), *train)
+    orders = [fresh(recipe, seed, k).order_seed for k in (0, 1)]
+    pairs["forked"] = tuple(
+        training.fine_tune(replace(recipe, epochs=REST, order_seed=order), trunk, *train)
+        for order in orders
+    )
+    pairs["fine-tuned"] = tuple(
+        training.fine_tune(replace(recipe, epochs=TUNE, lr=5e-4, order_seed=order), a, *noisy)
+        for order in orders
+    )
+    for kind, pair in pairs.items():
+        images, own = (noise(*test), noisy) if kind == "fine-tuned" else (test, train)
+        fit = EmpiricalRisk(module, own[0][:IMAGES], own[1][:IMAGES])
+        yield from _pair(kind, module, pair, images, fit)
+    shallow, c, d = neighbours("cnn", seed)
+    risk = EmpiricalRisk(shallow, *data.fashion("test", limit=1000))
+    for ends in ((c, d), (d, c)):
+        yield from _layers("cnn", risk, ends, models.chain(zoo.family("cnn")[seed].arch))
+
+
+def _pair(
+    kind: str,
+    module: nn.Module,
+    pair: Sequence[Params],
+    images: tuple[Tensor, Tensor],
+    fit: EmpiricalRisk,
+) -> Iterator[Row]:
+    a, b = pair
+    risk, network = EmpiricalRisk(module, *images), Network(module)
+    found = barrier(risk, a, b, 11)
+    yield row("features", kind, "", -1, "barrier", found.loss)
+    yield row("features", kind, "", -1, "error barrier", 100 * found.error)
+    seen = [
+        feature_connectivity(network, a, b, images[0][:1000], layers, at=at)
+        for layers, at in ((["hidden.1", "hidden.2", "head"], "input"), (["head"], "output"))
+    ]
+    for measure in ("gap", "apart", "cka"):
+        values = np.concatenate([getattr(each, measure) for each in seen])
+        for layer, value in enumerate(values, 1):
+            yield row("features", kind, "", layer, measure, value)
+    joints = {"identity": {}, "linear": {"fit": fit}, "trained": {"fit": fit, "steps": 40}}
+    for joint, how in joints.items():
+        cuts = stitching(risk, a, b, ["hidden.1", "hidden.2", "head"], lr=1e-3, **how)
+        for layer, (loss, error) in enumerate(
+            zip(cuts.penalty, cuts.error_penalty, strict=True), 1
+        ):
+            yield row("features", kind, joint, layer, "penalty", loss)
+            yield row("features", kind, joint, layer, "error penalty", 100 * error)
+    fewer = EmpiricalRisk(module, images[0][:1000], images[1][:1000])
+    for ends in ((a, b), (b, a)):
+        yield from _layers(kind, fewer, ends, ["hidden.0", "hidden.1", "hidden.2", "head"])
+
+
+def _layers(
+    kind: str, risk: EmpiricalRisk, ends: Sequence[Params], layers: Sequence[str]
+) -> Iterator[Row]:
+    """Barriers of single layers, of the first few, and of the last few."""
+    own = {name: [n for n in ends[0] if n.startswith(f"{name}.")] for name in layers}
+    groups = {f"only:{k}": own[name] for k, name in enumerate(layers, 1)}
+    for k in range(1, len(layers)):
+        groups[f"first:{k}"] = [n for name in layers[:k] for n in own[name]]
+        groups[f"last:{k}"] = [n for name in layers[-k:] for n in own[name]]
+    groups[f"first:{len(layers)}"] = [n for name in layers for n in own[name]]
+    found = layer_barriers(risk, *ends, groups, points=5)
+    for group, loss, error in zip(groups, found.loss, found.error, strict=True):
+        which, _, k = group.partition(":")
+        yield row("layers", kind, which, int(k), "barrier", loss)
+        yield row("layers", kind, which, int(k), "error barrier", 100 * error)
+
+
+# Mechanisms ---------------------------------------------------------------------------------
+
+
+def _mechanisms(seed: int) -> Iterator[Row]:
+    plain = data.fashion("train", limit=4_000)
+    cued, worthless = RIGHT(*plain), WORTHLESS(*plain)
+    settings = {"lr": GENTLE, "epochs": 10}
+    recipe = fresh(Recipe("connectivity", MLP(128), seed=0, order_seed=0, **settings), seed, 2)
+    other = fresh(recipe, seed, 3)
+    module = models.build(recipe.arch)
+    orders = [fresh(recipe, seed, k).order_seed for k in (4, 5)]
+    nets: dict[str, dict[str, Tensor]] = {}
+    for name, images in (("cue", cued), ("garment", worthless)):
+        for k, order in enumerate(orders):
+            here = replace(recipe, order_seed=order)
+            nets[f"{name} {k}"] = training.fine_tune(here, begun(recipe), *images)
+            here = replace(here, lr=HIGH)
+            nets[f"{name} {k}, high"] = training.fine_tune(here, begun(recipe), *images)
+        nets[f"{name} 2"] = training.fine_tune(other, begun(other), *images)
+    risks = {name: _on(module, task) for name, task in CUES.items()}
+    for name, net in nets.items():
+        for images, risk in risks.items():
+            yield row("mechanisms", "networks", name, -1, images, 100 * risk(net).error)
+
+    group = symmetry.chain(module, models.chain(recipe.arch))
+    for one, two in itertools.combinations(["cue 0", "cue 1", "garment 0", "garment 1"], 2):
+        same = "same" if one.split()[0] == two.split()[0] else "different"
+        pair = f"{one}-{two}"
+        yield from _joined("one start", same, pair, risks, nets[one], nets[two])
+        ends = nets[f"{one}, high"], nets[f"{two}, high"]
+        yield from _joined("one start, high rate", same, pair, risks, *ends)
+    for one, two in itertools.product(["cue 0", "garment 0"], ["cue 2", "garment 2"]):
+        same = "same" if one.split()[0] == two.split()[0] else "different"
+        yield from _joined("two starts", same, f"{one}-{two}", risks, nets[one], nets[two])
+        found = merge.weight_matching(nets[one], nets[two], group)
+        moved = group.act(found.permutation, nets[two])
+        yield from _joined("aligned", same, f"{one}-{two}", risks, nets[one], moved)
+
+    a, b = nets["cue 0"], nets["garment 0"]
+    loss = Losses(module, *cued, f"mechanisms:{master_seed()}:{seed}")
+    bezier = fit_curve(a, b, loss=loss, steps=STEPS, lr=3e-3, seed=seed)
+    for name, curve in {"line": Curve((a, b)), "bezier": bezier}.items():
+        for images, risk in risks.items():
+            found = along(risk, curve, POSITIONS)
+            yield from _profile("mechanisms", name, images, found)
+            yield row("mechanisms", name, images, -1, "barrier", found.barrier)
+
+    for kind, images in {"without": plain, "worthless": worthless}.items():
+        for rate in RATES:
+            here = replace(recipe, lr=rate, epochs=5, order_seed=orders[1])
+            tuned = training.fine_tune(here, a, *images)
+            for name, risk in risks.items():
+                yield row("tuning", kind, name, rate, "error", 100 * risk(tuned).error)
+            found = barrier(risks["cued"], a, tuned, 11)
+            yield row("tuning", kind, "cued", rate, "barrier", found.loss)
+            yield row("tuning", kind, "", rate, "distance", params.distance(a, tuned))
+
+
+def _on(module: nn.Module, task: PatchCue | None) -> EmpiricalRisk:
+    images = data.fashion("test", limit=IMAGES)
+    return EmpiricalRisk(module, *(task(*images) if task else images))
+
+
+def _joined(
+    start: str, same: str, pair: str, risks: Mapping[str, EmpiricalRisk], a: Params, b: Params
+) -> Iterator[Row]:
+    for images in ("cued", "clean"):
+        found = barrier(risks[images], a, b, 11)
+        yield row("pairs", start, same, -1, f"{images}:{pair}", found.loss)
+
+
+# Many networks ------------------------------------------------------------------------------
+
+
+def _many(seed: int) -> Iterator[Row]:
+    recipe = zoo.family("mlp-width-128")[seed]
+    module, reference = zoo.load(recipe)
+    x, y = data.fashion("train")
+    raw = [reference]
+    for k in range(6, 10):  # the last one is held out
+        own = replace(fresh(recipe, seed, k), epochs=6)
+        raw.append(training.fine_tune(own, begun(own), x, y))
+    group = symmetry.chain(module, models.chain(recipe.arch))
+    test = EmpiricalRisk(module, *data.fashion("test", limit=IMAGES))
+    seen = EmpiricalRisk(module, x[:IMAGES], y[:IMAGES])
+
+    def to(target: Params, net: Params) -> dict[str, Tensor]:
+        return group.act(merge.weight_matching(target, net, group).permutation, net)
+
+    rebased = [reference, *(to(reference, net) for net in raw[1:])]
+    universe = merge.cycle_consistent_matching(raw[:4], group)
+    common = [group.act(p, n) for p, n in zip(universe.permutations, raw[:4], strict=True)]
+    orders = {"as trained": raw[:4], "re-based": rebased[:4], "universe": common}
+    yield row("many", "members", "", 1, "error", 100 * np.mean([test(n).error for n in raw[:4]]))
+    yield row("many", "members", "", 1, "loss", np.mean([test(n).loss for n in raw[:4]]))
+    for name, nets in orders.items():
+        heights = [barrier(test, p, q, 11).loss for p, q in itertools.combinations(nets, 2)]
+        yield row("many", name, "pairs", 2, "barrier", np.mean(heights))
+        for count in (2, 3, 4):
+            found = test(merge.average(nets[:count]))
+            yield row("many", name, "mean", count, "error", 100 * found.error)
+            yield row("many", name, "mean", count, "loss", found.loss)
+        to_mean = spokes(test, merge.average(nets), nets, 11)
+        yield row("many", name, "mean", -1, "spoke", np.mean([s.loss for s in to_mean.barriers]))
+
+    loss = Losses(module, x, y, f"many:{master_seed()}:{seed}")
+    for name, nets in {"as trained": raw, "re-based": rebased}.items():
+        start = merge.average(nets[:4])
+        centre = star(nets[:4], loss=loss, start=start, steps=600, lr=1e-3, seed=seed).centre
+        yield row("many", name, "star", 4, "error", 100 * test(centre).error)
+        yield row("many", name, "star", 4, "loss", test(centre).loss)
+        found = spokes(test, centre, nets[:4], 11)
+        yield row("many", name, "star", -1, "spoke", np.mean([s.loss for s in found.barriers]))
+        yield row("many", name, "star", -1, "detour", np.mean(list(found.detours.values())))
+        turned = np.array(found.angles)[~np.eye(4, dtype=bool)]
+        yield row("many", name, "star", -1, "angle", turned.mean())
+        held = nets[4] if name == "as trained" else to(centre, raw[4])
+        yield row("many", name, "star", -1, "held out", barrier(test, centre, held, 11).loss)
+        direct = [raw[4] if name == "as trained" else to(net, raw[4]) for net in nets[:4]]
+        heights = [barrier(test, *pair, 11).loss for pair in zip(nets[:4], direct, strict=True)]
+        yield row("many", name, "pairs", -1, "held out", np.mean(heights))
+        path = along(test, via(nets[1], centre, nets[2]), POSITIONS)
+        yield row("many", name, "star", -1, "via", path.barrier)
+        for pull in PULLS:
+            path = geodesic(*nets[:2], loss=loss, steps=STEPS, pull=pull, lr=3e-3, seed=seed)
+            yield row("many", name, "geodesic", pull, "straightness", path.straightness())
+            for split, risk in {"train": seen, "test": test}.items():
+                height = along(risk, path, POSITIONS).barrier
+                yield row("many", name, "geodesic", pull, f"{split} barrier", height)
+
+
+STUDY = Study("connectivity", rows)
