@@ -25,9 +25,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,13 +51,17 @@ from sokmerge.probe.connectivity import (
     via,
 )
 from sokmerge.probe.star import star
+from sokmerge.reader import Estimate, plots
 from sokmerge.studies.study import Study
 from sokmerge.testbed import data, models, training, zoo
 from sokmerge.testbed.models import MLP
 from sokmerge.testbed.recipes import Recipe, master_seed
 from sokmerge.testbed.tasks import Corrupted, PatchCue
 
-__all__ = ["CUES", "KINDS", "PULLS", "RATES", "STUDY", "TRUNK", "Losses", "rows"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["CUES", "KINDS", "PULLS", "RATES", "STUDY", "TRUNK", "Losses", "Results", "draw", "rows"]
 
 #: The first seed of networks that are not in the zoo.
 FRESH = 900
@@ -108,6 +113,50 @@ def row(part: str, group: str, kind: str, x: float, measure: str, value: float) 
     at = round(float(x), 6)
     said = {"part": part, "group": group, "kind": kind, "x": at, "measure": measure}
     return {**said, "value": float(f"{float(value):.6g}")}
+
+
+class Results:
+    """The table of this study, asked for one measure at a time.
+
+    Attributes:
+        table: the rows.
+        at: the positions on a curve, ascending.
+    """
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self.table = table
+        seen = table[(table.part == "curves") & (table.x >= 0)].x.unique()
+        self.at = np.sort(seen).tolist()
+
+    def __call__(
+        self, part: str, group: str, kind: str = "", x: float = -1, measure: str = "barrier"
+    ) -> list[float]:
+        """Return a value for each seed; where there are several, their mean."""
+        here = self.part(part)
+        kept = (here.group == group) & (here.kind == kind) & (here.measure == measure)
+        return here[kept & np.isclose(here.x, x)].groupby("seed").value.mean().tolist()
+
+    def part(self, *names: str) -> pd.DataFrame:
+        """Return the rows of some parts."""
+        return self.table[self.table.part.isin(names)]
+
+    def joined(self, start: str, same: str, images: str = "cued") -> list[float]:
+        """Return the mean barrier between networks of one or two mechanisms, for each seed."""
+        here = self.part("pairs")
+        here = here[(here.group == start) & (here.kind == same)]
+        kept = here.measure.str.startswith(f"{images}:")
+        return here[kept].groupby("seed").value.mean().tolist()
+
+
+def draw(
+    ax: Axes,
+    positions: Sequence[float],
+    samples: Sequence[Sequence[float]],
+    label: str,
+    **style: Any,
+) -> None:
+    """Draw a value for each seed at each position, their means and the 95 % intervals."""
+    plots.replicates(ax, positions, samples, [*map(Estimate.of, samples)], label, **style)
 
 
 class Losses:
