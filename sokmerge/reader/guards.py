@@ -173,7 +173,10 @@ def check(chapter: Chapter) -> list[str]:
 
 
 def check_book(base: Path) -> list[str]:
-    """Return what is wrong between the chapters: ids used twice, sources unknown, files left."""
+    """Return what is wrong between the chapters and pages.
+
+    Ids used twice, sources unknown, links to claims that there are not, files left.
+    """
     found = chapters(base)
     told = []
     for kind, shown in (("figure", "figures"), ("claim", "claims")):
@@ -187,6 +190,13 @@ def check_book(base: Path) -> list[str]:
             for claim in claims
             if claim["source"] not in known
         ]
+    held = {claim["id"] for claim in claims}
+    told += [
+        f"book/{page.name} links the claim {name!r}, which no chapter holds"
+        for page in sorted((base / "book").glob("*.md"))
+        for name in _linked_claims(page.read_text(encoding="utf-8"))
+        if name not in held
+    ]
     ids = {figure.record["id"] for chapter in found for figure in chapter.figures}
     folder = base / PUBLIC
     left = {path.name for path in folder.glob("*/")} - ids
@@ -235,6 +245,12 @@ def check_methods(base: Path, methods: Iterable[Method], compared: Collection[st
         if label not in known
         for section in own
     ]
+
+
+def _linked_claims(text: str) -> list[str]:
+    """Return the ids of the claims that a page links by the role ``claim``."""
+    roles = re.findall(r"\{claim\}`([^`]+)`", text)
+    return [" ".join(re.sub(r"^.*<([^<>]*)>$", r"\1", role, flags=re.S).split()) for role in roles]
 
 
 def _tags(cell: NotebookNode) -> list[str]:
