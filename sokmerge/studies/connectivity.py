@@ -140,6 +140,14 @@ class Results:
         """Return the rows of some parts."""
         return self.table[self.table.part.isin(names)]
 
+    def plane(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, tuple[float, float]]]:
+        """Return the positions along both sides of the plane, the loss there, and the corners."""
+        here = self.part("plane")
+        seen = here[here.measure == "loss"].astype({"group": float, "kind": float})
+        table = seen.pivot(index="group", columns="kind", values="value")
+        corners = {n: tuple(self("plane", n, measure=c)[0] for c in "st") for n in "ABC"}
+        return table.index.to_numpy(), table.columns.to_numpy(), table.to_numpy(), corners
+
     def joined(self, start: str, same: str, images: str = "cued") -> list[float]:
         """Return the mean barrier between networks of one or two mechanisms, for each seed."""
         here = self.part("pairs")
@@ -151,12 +159,29 @@ class Results:
 def draw(
     ax: Axes,
     positions: Sequence[float],
-    samples: Sequence[Sequence[float]],
-    label: str,
-    **style: Any,
+    named: Mapping[str, Sequence[Sequence[float]]],
+    *,
+    shift: float = 0.0,
+    joined: bool = True,
+    **axes: Any,
 ) -> None:
-    """Draw a value for each seed at each position, their means and the 95 % intervals."""
-    plots.replicates(ax, positions, samples, [*map(Estimate.of, samples)], label, **style)
+    """Draw values for each seed at some positions, their means and 95 % intervals, and a legend.
+
+    Args:
+        ax: where to draw.
+        positions: one for each list of values.
+        named: what stands in the legend to the values at each position.
+        shift: how far each of them is moved to the right of the one before.
+        joined: whether the means are joined.
+        **axes: passed to ``ax.set``.
+    """
+    looks = zip(("o", "s", "D", "^"), ("-", "--", "-.", ":"), strict=True)
+    for k, ((label, samples), (marker, dash)) in enumerate(zip(named.items(), looks, strict=False)):
+        moved = [position + k * shift for position in positions]
+        look = {"marker": marker, "linestyle": dash if joined else "none"}
+        plots.replicates(ax, moved, samples, [*map(Estimate.of, samples)], label, **look)
+    ax.set(**axes)
+    ax.legend()
 
 
 class Losses:
