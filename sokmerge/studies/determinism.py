@@ -27,18 +27,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from sokmerge import params, probe
 from sokmerge.network import Network
 from sokmerge.params import Params
 from sokmerge.probe import curvature, determinism
+from sokmerge.reader import Estimate, plots
 from sokmerge.studies.study import Study
 from sokmerge.testbed import data, forks, models, training, zoo
 from sokmerge.testbed.recipes import Recipe, master_seed
 from sokmerge.testbed.tasks import Rotated, Share, Together
 
-__all__ = ["PRUNED", "PUSHES", "PUSHED", "RATES", "REWINDS", "RUNS", "STEPS", "STUDY", "rows"]
+__all__ = [
+    "BARRIERS", "FROM_RANDOM", "PUSHED", "PUSHES", "RATES", "REWINDS", "RUNS", "STEPS", "STUDY",
+    "TICKETS", "UNSTABLE", "chosen", "difference", "draw", "estimate", "rows",
+]  # fmt: skip
 
 #: Images, images a step, and passes over them: 500 steps.
 LIMIT, BATCH, EPOCHS = 4_000, 32, 4
@@ -78,6 +84,11 @@ TICKETS = ("CNN, rate 0.15", "MLP, rate 0.02")
 TURN = 45.0
 POINTS = 7
 
+#: The barriers that are measured between two networks.
+BARRIERS = tuple(
+    f"{split} {what} barrier" for what in ("error", "loss") for split in ("test", "train")
+)
+
 Row = dict[str, Any]
 
 
@@ -101,6 +112,62 @@ def rows(seed: int) -> Iterator[Row]:
     yield from halves(own)
     yield from tuning(zoo.family("broad")[seed], own)
     yield from tasks(own)
+
+
+def chosen(table: pd.DataFrame, measure: str, by: str | None = None, **where: Any) -> Any:
+    """Pick a measure from the table of results.
+
+    Args:
+        table: what :func:`sokmerge.studies.results` returns.
+        measure: which measure.
+        by: a column; by default none.
+        **where: columns and the value that they have.
+
+    Returns:
+        A value for each seed, as a list; with ``by``, a series of such lists, one for each value of
+        that column.
+    """
+    rows = table[(table[[*where]] == [*where.values()]).all(axis=1) & (table.measure == measure)]
+    if by is None:
+        return rows.groupby("seed").value.mean().tolist()
+    return rows.groupby([by, "seed"]).value.mean().groupby(level=0).apply(list)
+
+
+def estimate(
+    table: pd.DataFrame, label: str, measure: str = BARRIERS[0], unit: str = "points", **where: Any
+) -> Estimate:
+    """Return the estimate of a measure over the seeds; ``where`` as in :func:`chosen`."""
+    return Estimate.of(chosen(table, measure, **where), label=label, unit=unit)
+
+
+def difference(
+    table: pd.DataFrame,
+    label: str,
+    first: dict[str, Any],
+    second: dict[str, Any],
+    measure: str = BARRIERS[0],
+    unit: str = "points",
+    **both: Any,
+) -> Estimate:
+    """Return how much more a measure is in one place than in another, seed by seed."""
+    pair = (chosen(table, measure, **both, **where) for where in (first, second))
+    return Estimate.of_differences(*pair, label=label, unit=unit)
+
+
+def draw(
+    ax: Axes, found: pd.Series, label: str, places: Sequence[float] | None = None, **how: Any
+) -> None:
+    """Draw what :func:`chosen` found by a column: seeds as dots, means, and 95 % intervals.
+
+    Args:
+        ax: where to draw.
+        found: lists of values, indexed by the column.
+        label: for the legend.
+        places: where each stands on the axis; by default at the value of the column.
+        **how: passed to :func:`sokmerge.reader.plots.replicates`, such as ``marker``.
+    """
+    where = found.index if places is None else places
+    plots.replicates(ax, where, found, [Estimate.of(values) for values in found], label, **how)
 
 
 def sgd(arch: models.Architecture, rate: float, own: int, **how: Any) -> Recipe:
