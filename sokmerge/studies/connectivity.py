@@ -387,10 +387,13 @@ def _layers(
         groups[f"last:{k}"] = [n for name in layers[-k:] for n in own[name]]
     groups[f"first:{len(layers)}"] = [n for name in layers for n in own[name]]
     found = layer_barriers(risk, *ends, groups, points=5)
-    for group, loss, error in zip(groups, found.loss, found.error, strict=True):
-        which, _, k = group.partition(":")
-        yield row("layers", kind, which, int(k), "barrier", loss)
-        yield row("layers", kind, which, int(k), "error barrier", 100 * error)
+    for k, group in enumerate(groups):
+        which, _, number = group.partition(":")
+        yield row("layers", kind, which, int(number), "barrier", found.loss[k])
+        yield row("layers", kind, which, int(number), "midpoint", found.excess_loss[k][2])
+        yield row("layers", kind, which, int(number), "swapped", found.excess_loss[k][-1])
+        middle = 100 * found.excess_error[k][2]
+        yield row("layers", kind, which, int(number), "error at midpoint", middle)
 
 
 # Mechanisms ---------------------------------------------------------------------------------

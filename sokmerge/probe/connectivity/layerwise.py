@@ -35,6 +35,9 @@ class LayerBarriers:
         loss, loss_stderr: the highest excess loss of each group, and its standard error there.
         error, error_stderr: the highest excess error, as a share of the examples.
         alphas: where the highest excess loss is.
+        excess_loss, excess_error: the excess of each group at all positions, shape
+            (groups, points). In the middle of an odd number of positions a group is averaged; at
+            the last one it is that of the other network.
         n: number of examples.
     """
 
@@ -44,6 +47,8 @@ class LayerBarriers:
     error: np.ndarray
     error_stderr: np.ndarray
     alphas: np.ndarray
+    excess_loss: np.ndarray
+    excess_error: np.ndarray
     n: int
 
 
@@ -108,7 +113,9 @@ def layer_barriers(
         rows.append([host(each) for s in excess for each in mean_and_stderr(s)])
     where = [int(np.argmax(row[0])) for row in rows], [int(np.argmax(row[2])) for row in rows]
     pick = [np.array([row[k][where[k // 2][i]] for i, row in enumerate(rows)]) for k in range(4)]
-    return LayerBarriers(tuple(groups), *pick, alphas=alphas[where[0]], n=risk.n)
+    curves = {"excess_loss": [row[0] for row in rows], "excess_error": [row[2] for row in rows]}
+    whole = {name: np.array(values) for name, values in curves.items()}
+    return LayerBarriers(tuple(groups), *pick, alphas=alphas[where[0]], n=risk.n, **whole)
 
 
 @dataclass(frozen=True)

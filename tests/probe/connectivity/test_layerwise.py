@@ -69,6 +69,8 @@ def test_a_layer_alone_against_a_network_put_together_by_hand(bench):
             point = {**a, **{n: torch.lerp(a[n], other[n], alpha) for n in own}}
             excess.append(risk(point).loss - (1 - alpha) * ends[0] - alpha * ends[1])
         assert found.loss[k] == pytest.approx(max(excess), abs=1e-6)
+        assert found.excess_loss[k] == pytest.approx(excess, abs=1e-6)
+        assert found.error[k] == found.excess_error[k].max()
 
 
 def test_from_a_network_to_itself_there_is_no_barrier(bench):
