@@ -51,7 +51,8 @@ from sokmerge.probe.connectivity import (
     via,
 )
 from sokmerge.probe.star import star
-from sokmerge.reader import Estimate, plots
+from sokmerge.reader import Claim, Estimate, plots, show_claim
+from sokmerge.reader.estimates import Test
 from sokmerge.studies.study import Study
 from sokmerge.testbed import data, models, training, zoo
 from sokmerge.testbed.models import MLP
@@ -61,7 +62,20 @@ from sokmerge.testbed.tasks import Corrupted, PatchCue
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["CUES", "KINDS", "PULLS", "RATES", "STUDY", "TRUNK", "Losses", "Results", "draw", "rows"]
+__all__ = [
+    "CUES",
+    "KINDS",
+    "PULLS",
+    "RATES",
+    "STUDY",
+    "TRUNK",
+    "Losses",
+    "Results",
+    "card",
+    "draw",
+    "heat",
+    "rows",
+]
 
 #: The first seed of networks that are not in the zoo.
 FRESH = 900
@@ -136,6 +150,28 @@ class Results:
         kept = (here.group == group) & (here.kind == kind) & (here.measure == measure)
         return here[kept & np.isclose(here.x, x)].groupby("seed").value.mean().tolist()
 
+    def estimate(self, label: str, unit: str, *where: Any) -> Estimate:
+        """Return the mean over seeds of what stands at a place, with its interval."""
+        return Estimate.of(self(*where), label=label, unit=unit)
+
+    def less(self, label: str, unit: str, first: Sequence[Any], second: Sequence[Any]) -> Estimate:
+        """Return the first less the second, taken seed by seed."""
+        return Estimate.of_differences(self(*first), self(*second), label=label, unit=unit)
+
+    def share(self, label: str, part: Sequence[Any], whole: Sequence[Any]) -> Estimate:
+        """Return a part as a percentage of a whole, taken seed by seed."""
+        pairs = zip(self(*part), self(*whole), strict=True)
+        return Estimate.of([100 * p / w for p, w in pairs], label=label, unit="%")
+
+    def highest(
+        self, group: str, measure: str, kind: str = "", part: str = "features"
+    ) -> list[float]:
+        """Return the highest value over layers, for each seed."""
+        here = self.part(part)
+        kept = (here.group == group) & (here.kind == kind) & (here.measure == measure)
+        each = here[kept].groupby(["seed", "x"]).value.mean()
+        return each.groupby("seed").max().tolist()
+
     def part(self, *names: str) -> pd.DataFrame:
         """Return the rows of some parts."""
         return self.table[self.table.part.isin(names)]
@@ -182,6 +218,27 @@ def draw(
         plots.replicates(ax, moved, samples, [*map(Estimate.of, samples)], label, **look)
     ax.set(**axes)
     ax.legend()
+
+
+def heat(
+    ax: Axes, rows: Mapping[str, Sequence[float]], columns: Sequence[str], top: float, **axes: Any
+) -> None:
+    """Draw a table of numbers from 0 to ``top`` in coloured cells."""
+    values = np.array([*rows.values()])
+    ax.imshow(values, cmap="cividis", vmin=0, vmax=top, aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        ink = "black" if value > top / 2 else "white"
+        ax.text(j, i, f"{value:.2f}", ha="center", va="center", color=ink)
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.grid(False)
+    ax.set(**axes)
+
+
+def card(id: str, source: str, figure: str, statement: str, reported: str, *tests: Test) -> None:
+    """Show a claim whose prediction is what its tests say."""
+    words = "; ".join(map(str, tests))
+    show_claim(Claim(id, statement, source, reported, words, tests, figure))
 
 
 class Losses:
