@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from sokmerge.errors import ArgumentError
 from sokmerge.merge.alignment.activations import observe, require_sites, variance
-from sokmerge.merge.alignment.matching import Matching, assign
+from sokmerge.merge.alignment.matching import Matching, assign, in_order
 from sokmerge.merge.taxonomy import method
 from sokmerge.network import Network
-from sokmerge.params import Params, host, wide
+from sokmerge.params import Params, entrywise, host, wide
 from sokmerge.symmetry import PermutationGroup
 
 __all__ = ["activation_matching"]
@@ -27,7 +27,7 @@ Similarity = Literal["inner product", "correlation"]
     returns="permutation",
     scope="layer",
     equation=r"\max_{\pi}\textstyle\sum_i\bigl(Z_A^\top Z_B\bigr)_{i,\pi(i)}",
-    ties="as SciPy's linear_sum_assignment breaks them",
+    ties="in the order of the units",
 )
 def activation_matching(
     module: nn.Module,
@@ -53,8 +53,9 @@ def activation_matching(
     correlation 0 with all others.
 
     The activations are taken where they are read: at the input of the next layer, behind the
-    nonlinearity. BatchNorm statistics are those of each network on ``inputs``. Units that no
-    input switches on look alike, and are matched with one another in no particular order.
+    nonlinearity, and in double precision where the device has it. BatchNorm statistics are those
+    of each network on ``inputs``. Units that no input switches on look alike, and are matched with
+    one another in the order that they are in.
 
     Args:
         module: the network's architecture, in evaluation mode; its own parameters are not used,
@@ -85,10 +86,14 @@ def activation_matching(
     require_sites(network, group)
 
     sums = {block.name: _Moments() for block in group.blocks}
-    state_a, state_b = network.state(a, inputs), network.state(b, inputs)
+    # In single precision the last digits depend on the processor, and near ties on them.
+    state_a, state_b = (
+        network.state(entrywise(wide, {**network.buffers, **point}), _wide(inputs))
+        for point in (a, b)
+    )
     seen, _ = observe(network, group)
     with torch.inference_mode():
-        for x in inputs.split(chunk):
+        for x in map(_wide, inputs.split(chunk)):
             network(state_a, x)
             of_a = dict(seen)
             network(state_b, x)
@@ -98,9 +103,13 @@ def activation_matching(
     permutation, reached = {}, 0.0
     for name, moments in sums.items():
         scores = moments.correlation() if similarity == "correlation" else moments.cross
-        permutation[name] = assign(scores)
+        permutation[name] = assign(in_order(scores))
         reached += _attained(scores, permutation[name])
     return Matching(permutation, reached, passes=1)
+
+
+def _wide(inputs: Tensor) -> Tensor:
+    return wide(inputs) if inputs.is_floating_point() else inputs
 
 
 class _Moments:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sokmerge.params import has_values
 from sokmerge.symmetry import Permutation
 
-__all__ = ["Matching", "assign"]
+__all__ = ["Matching", "assign", "in_order"]
 
 
 @dataclass(frozen=True)
@@ -50,3 +50,23 @@ def assign(similarity: Tensor) -> Tensor:
         return torch.arange(similarity.shape[0])
     _, columns = linear_sum_assignment(similarity.cpu().numpy(), maximize=True)
     return torch.from_numpy(columns)
+
+
+def in_order(similarity: Tensor) -> Tensor:
+    r"""Return a similarity whose ties are broken in favour of the order that the units are in.
+
+    .. math:: S_{ij} + 10^{-7}\,\max|S|\; \frac{ij}{n^2}
+
+    Among units that are equally similar, such as those that no input switches on, the sum of
+    :math:`ij` is largest where both ascend (the rearrangement inequality). Without such a rule
+    the last digit of an unrelated similarity decides, and that digit depends on the processor.
+
+    Args:
+        similarity: shape (n, n).
+
+    >>> assign(in_order(torch.zeros(3, 3)))
+    tensor([0, 1, 2])
+    """
+    place = torch.arange(len(similarity), device=similarity.device, dtype=similarity.dtype)
+    place = place / max(len(similarity), 1)
+    return similarity + 1e-7 * similarity.abs().max() * torch.outer(place, place)
