@@ -172,6 +172,78 @@ class Results:
         each = here[kept].groupby(["seed", "x"]).value.mean()
         return each.groupby("seed").max().tolist()
 
+    def quotes(self) -> dict[str, Estimate]:
+        """Return by name the numbers that a text on this study may quote."""
+        told: dict[str, Estimate] = {}
+
+        def add(name: str, unit: str, values: Sequence[float]) -> None:
+            told[name.replace(" ", "-").replace(",", "").replace(".", "-")] = Estimate.of(
+                values, unit=unit
+            )
+
+        for way in ("line", "bezier", "chain", "band"):
+            for split in ("train", "test"):
+                add(f"{way} {split} barrier", "nats", self("curves", way, split))
+                top = self.highest(way, "loss", split, "curves")
+                add(f"{way} {split} highest", "nats", top)
+            error = self("curves", way, "test", -1, "error barrier")
+            add(f"{way} error barrier", "points", error)
+            add(f"{way} mc", "nats", self("curves", way, "test", -1, "connectivity"))
+            for measure in ("error", "ensemble error", "disagreement"):
+                add(f"{way} middle {measure}", "%", self("curves", way, "test", 0.5, measure))
+            if way != "line":
+                add(f"{way} length", "", self("curves", way, "", -1, "straightness"))
+        add("ends loss", "nats", self("curves", "line", "train", 0, "loss"))
+        for measure in ("error", "ensemble error", "disagreement"):
+            add(f"end {measure}", "%", self("curves", "line", "test", 1, measure))
+        for split, measure, unit in (("train", "loss", "nats"), ("test", "error", "%")):
+            add(f"triangles {measure}", unit, self("curves", "triangles", split, -1, measure))
+        for kind in KINDS:
+            add(f"{kind} barrier", "nats", self("features", kind))
+            for measure in ("gap", "apart"):
+                add(f"{kind} {measure}", "", self.highest(kind, measure))
+            for joint in ("identity", "linear", "trained"):
+                worst = self.highest(kind, "error penalty", joint)
+                add(f"{kind} {joint}", "points", worst)
+        for kind in ("independent", "aligned", "cnn"):
+            for measure in ("midpoint", "swapped"):
+                worst = self.highest(kind, measure, "only", "layers")
+                add(f"{kind} one layer {measure}", "nats", worst)
+            together = self("layers", kind, "first", 4, "midpoint")
+            add(f"{kind} all layers", "nats", together)
+        for net, images in itertools.product(("cue 0", "garment 0"), CUES):
+            add(f"{net[:-2]} {images}", "%", self("mechanisms", "networks", net, -1, images))
+        for start in ("one start", "one start, high rate", "aligned", "two starts"):
+            for same in ("same", "different"):
+                add(f"{start} {same}", "nats", self.joined(start, same))
+        for way, images in itertools.product(("line", "bezier"), CUES):
+            add(f"{way} {images} middle", "%", self("mechanisms", way, images, 0.5, "error"))
+            top = self.highest(way, "error", images, "mechanisms")
+            add(f"{way} {images} highest", "%", top)
+        for kind, rate in itertools.product(("without", "worthless"), RATES):
+            for images in CUES:
+                error = self("tuning", kind, images, rate, "error")
+                add(f"{kind} {rate:g} {images}", "%", error)
+            add(f"{kind} {rate:g} barrier", "nats", self("tuning", kind, "cued", rate))
+        for order in ("re-based", "universe", "as trained"):
+            add(f"{order} mean error", "%", self("many", order, "mean", 4, "error"))
+            add(f"{order} pairs", "nats", self("many", order, "pairs", 2))
+            add(f"{order} mean spoke", "nats", self("many", order, "mean", -1, "spoke"))
+        for order in ("re-based", "as trained"):
+            add(f"{order} star error", "%", self("many", order, "star", 4, "error"))
+            for measure in ("spoke", "held out", "via"):
+                add(f"{order} star {measure}", "nats", self("many", order, "star", -1, measure))
+            for measure in ("detour", "angle"):
+                add(f"{order} star {measure}", "", self("many", order, "star", -1, measure))
+            add(f"{order} pairs held out", "nats", self("many", order, "pairs", -1, "held out"))
+            for pull in PULLS:
+                path = self("many", order, "geodesic", pull, "straightness")
+                add(f"{order} length {pull:g}", "", path)
+                path = self("many", order, "geodesic", pull, "train barrier")
+                add(f"{order} height {pull:g}", "nats", path)
+        add("members error", "%", self("many", "members", "", 1, "error"))
+        return told
+
     def part(self, *names: str) -> pd.DataFrame:
         """Return the rows of some parts."""
         return self.table[self.table.part.isin(names)]
