@@ -54,7 +54,7 @@ class ClaimRole(ReferenceRole):
         # The page is read again when the chapter has changed.
         self.env.note_dependency(f"notebooks/{claim['chapter']}.ipynb")
         verdict = claim["verdict"]
-        words = f"{MARKS[verdict][0]} {verdict}"
+        words = f"{MARKS[verdict][0]}\N{NO-BREAK SPACE}{verdict}"
         mark = nodes.inline("", words, classes=["sm-verdict", f"sm-{KINDS[verdict]}"])
         parts = [nodes.Text(f"{self.title} "), mark] if self.has_explicit_title else [mark]
         content = nodes.inline("", "", *parts)

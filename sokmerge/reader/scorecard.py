@@ -76,9 +76,9 @@ def _counts(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     for name, claims in groups.items():
         verdicts = [claim["verdict"] for claim in claims]
         numbers = [len(verdicts), *(verdicts.count(verdict) for verdict in _VERDICTS)]
-        rows.append([name, *map(str, numbers)])
-    heads = ["Property", "Claims", *(str(verdict).capitalize() for verdict in _VERDICTS)]
-    return table(heads, rows, "28 14 18 18 22", "sm-counts")
+        rows.append([name.removeprefix("Mode ").capitalize(), *map(str, numbers)])
+    heads = ["Property", "Claims", "Supported", "Not supported", "Inconclusive"]
+    return table(heads, rows, "23 13 19 20 25", "sm-counts")
 
 
 def _table(claims: Iterable[Mapping[str, Any]]) -> str:

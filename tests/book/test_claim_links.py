@@ -75,9 +75,12 @@ def test_a_link_leads_to_the_card_and_says_its_verdict(links, tmp_path, monkeypa
     assert [a["href"] for a in found] == [
         f"notebooks/part/demo.html#claim-{word}-it-is" for word in ("yes", "no", "open")
     ]
+    marks = ("✓\N{NO-BREAK SPACE}", "✗\N{NO-BREAK SPACE}", "◐\N{NO-BREAK SPACE}")
     assert [a.text for a in found] == [
-        "✓ supported", "some *words* & more ✗ not supported", "◐ inconclusive at this scale"
-    ]  # fmt: skip
+        f"{marks[0]}supported",
+        f"some *words* & more {marks[1]}not supported",
+        f"{marks[2]}inconclusive at this scale",
+    ]
     assert [a["title"] for a in found] == ["It is yes.", "It is no.", "It is open."]
     assert "notebooks/part/demo.ipynb" in app.env.dependencies["index"]
 
@@ -86,7 +89,10 @@ def test_a_page_is_read_again_when_the_chapter_has_changed(links, tmp_path, monk
     text = "# A page\n\n{claim}`yes-it-is`\n"
     notebook = tmp_path / "notebooks" / "part" / "demo.ipynb"
     notebook.parent.mkdir(parents=True)
-    for verdict, shown in (("supported", "✓ supported"), ("not supported", "✗ not supported")):
+    for verdict, shown in (
+        ("supported", "✓\N{NO-BREAK SPACE}supported"),
+        ("not supported", "✗\N{NO-BREAK SPACE}not supported"),
+    ):
         notebook.write_text(verdict)
         os.utime(notebook, ns=(time.time_ns() + 10**9,) * 2)
         claims = [claim | {"verdict": verdict} for claim in _claims()]
