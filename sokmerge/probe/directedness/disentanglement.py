@@ -63,8 +63,9 @@ def disentanglement(
               \hat y(x;\theta_0+\alpha_1\tau_1+\alpha_2\tau_2)\bigr]
 
     the **disentanglement error** of Ortiz-Jimenez et al. (2023), with the predicted class
-    :math:`\hat y` and the inputs :math:`\mu_t` of task t. It is zero on both axes of the grid,
-    and everywhere if each direction changes predictions on its own inputs alone. No labels enter.
+    :math:`\hat y` and the inputs :math:`\mu_t` of task t. The term of a task is zero where
+    the other's length is, and both are zero everywhere if each direction changes predictions on
+    its own inputs alone. No labels enter.
 
     Args:
         predict: takes a point and inputs and returns class scores, shape (n, C): a
