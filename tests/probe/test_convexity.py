@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from sokmerge import params
 from sokmerge.errors import ArgumentError
-from sokmerge.probe import EmpiricalRisk, filter_normalised, line
+from sokmerge.probe import EmpiricalRisk, curvature, filter_normalised, line
 from sokmerge.probe.convexity import (
     basin,
     descent,
@@ -259,3 +259,16 @@ def test_directions_of_length_one_are_drawn_anew_each_time():
 def test_what_cannot_be_used_is_named(call, message):
     with pytest.raises(ArgumentError, match=message.replace("(", r"\(")):
         call()
+
+
+def test_the_floor_of_a_bent_valley_has_the_curvature_of_the_formula():
+    """The loss (w2 w1 - 1)^2 at (c, 1/c) has the largest eigenvalue 2 (c^2 + 1 / c^2)."""
+    layers = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False), nn.Flatten(0)
+    x = torch.tensor([1.0, -1.0])
+    risk = EmpiricalRisk(nn.Sequential(*layers).eval(), x[:, None], x, loss=F.mse_loss)
+    one = {"0.weight": torch.ones(1, 1), "1.weight": torch.ones(1, 1)}
+    for c in (0.4, 1.0, 3.0):
+        twin = rescale(one, ["0.weight"], ["1.weight"], c)
+        assert risk(twin).loss == pytest.approx(0, abs=1e-10)
+        top = curvature.eigenpairs(curvature.hessian(risk, twin)).values[0]
+        assert top == pytest.approx(2 * (c**2 + c**-2), rel=1e-4)
