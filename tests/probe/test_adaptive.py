@@ -148,6 +148,13 @@ def test_its_line_is_the_line_and_its_error_that_of_the_nodes(seed):
     assert plain.loss <= found.loss <= plain.loss + found.loss_uncertainty + 1e-12
 
 
+def test_nodes_may_share_a_pass():
+    risk, a, b = _pair(2)
+    one, some = (adaptive_barrier(risk, a, b, together=k) for k in (1, 4))
+    assert one.evaluations == some.evaluations
+    assert one.loss == pytest.approx(some.loss, abs=1e-4) and one.error == some.error
+
+
 def test_the_standard_error_is_that_of_the_line_at_the_maximum():
     risk, a, b = _pair(1)
     found = adaptive_barrier(risk, a, b, tol=1e-3)
