@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nbformat import NotebookNode
 
-from sokmerge.reader import pictures, records
+from sokmerge.reader import listing, pictures, records
 from sokmerge.reader.chapters import Chapter, chapters, code_cells, displays
 from sokmerge.reader.citations import keys_of
 from sokmerge.reader.digits import MOST_DIGITS
@@ -194,7 +194,7 @@ def check_book(base: Path) -> list[str]:
     told += [
         f"book/{page.name} links the claim {name!r}, which no chapter holds"
         for page in sorted((base / "book").glob("*.md"))
-        for name in _linked_claims(page.read_text(encoding="utf-8"))
+        for name in listing.linked(page.read_text(encoding="utf-8"))
         if name not in held
     ]
     ids = {figure.record["id"] for chapter in found for figure in chapter.figures}
@@ -245,12 +245,6 @@ def check_methods(base: Path, methods: Iterable[Method], compared: Collection[st
         if label not in known
         for section in own
     ]
-
-
-def _linked_claims(text: str) -> list[str]:
-    """Return the ids of the claims that a page links by the role ``claim``."""
-    roles = re.findall(r"\{claim\}`([^`]+)`", text)
-    return [" ".join(re.sub(r"^.*<([^<>]*)>$", r"\1", role, flags=re.S).split()) for role in roles]
 
 
 def _tags(cell: NotebookNode) -> list[str]:

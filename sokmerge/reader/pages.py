@@ -73,8 +73,9 @@ def write(base: Path, methods: Sequence[Method] = ()) -> list[Path]:
         made for made in found if scorecard.is_on_a_property(made) and made.name in listed
     ]
     if properties:
-        path = base / "book" / "_properties" / "scorecard.md"
-        contents[path] = scorecard.scorecard(properties).encode()
+        folder = base / "book" / "_properties"
+        contents[folder / "scorecard.md"] = scorecard.scorecard(properties).encode()
+        contents[folder / "links.md"] = _counted_links(base, found).encode()
     for chapter in found:
         for figure in chapter.figures:
             name = figure.record["id"]
@@ -134,6 +135,14 @@ def taxonomy(found: Iterable[Chapter], methods: Sequence[Method], keys: set[str]
         "needs.md": taxonomy_table.first_table(methods, links.keys(), keys),
         "equations.md": taxonomy_table.second_table(methods, links.keys()),
     }
+
+
+def _counted_links(base: Path, found: Iterable[Chapter]) -> str:
+    """Return how many claims the page of the four properties links, by verdict."""
+    page = base / "book" / "properties.md"
+    linked = set(listing.linked(page.read_text(encoding="utf-8"))) if page.is_file() else set()
+    claims = [claim for claim in listing.claims(found) if claim["id"] in linked]
+    return scorecard.counted(claims, "Claims that it links") + "\n"
 
 
 def _table(claims: Iterable[Mapping[str, Any]]) -> str:

@@ -49,7 +49,7 @@ def scorecard(chapters: Iterable[Chapter]) -> str:
     return "\n".join(parts)
 
 
-def counted(claims: Iterable[Mapping[str, Any]]) -> str:
+def counted(claims: Iterable[Mapping[str, Any]], what: str = "Claims") -> str:
     """Return how many claims there are, and how many of each verdict, as a sentence.
 
     >>> counted([{"verdict": "supported"}, {"verdict": "not supported"}])
@@ -59,7 +59,7 @@ def counted(claims: Iterable[Mapping[str, Any]]) -> str:
     counts = [
         f"{verdicts.count(verdict)} {verdict}" for verdict in _VERDICTS if verdict in verdicts
     ]
-    return f"Claims: {len(verdicts)}" + (f", of which {', '.join(counts)}." if counts else ".")
+    return f"{what}: {len(verdicts)}" + (f", of which {', '.join(counts)}." if counts else ".")
 
 
 def measured(claim: Mapping[str, Any]) -> list[str]:

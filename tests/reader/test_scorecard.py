@@ -73,6 +73,20 @@ def test_it_is_written_for_the_chapters_that_the_contents_list(book):
     assert path.read_text() == scorecard.scorecard([chapter("convexity")])
 
 
+def test_the_claims_that_the_page_links_are_counted_once_each(book):
+    with open(book / "_toc.yml", "a") as toc:
+        toc.write("- file: notebooks/properties/convexity\n")
+    links = book / "book" / "_properties" / "links.md"
+    pages.write(book)
+    assert links.read_text() == "Claims that it links: 0.\n"
+    (book / "book" / "properties.md").write_text(
+        "{claim}`yes-it-is`, {claim}`no <no-it-is>`, {claim}`again <no-it-is>`"
+    )
+    pages.write(book)
+    told = "Claims that it links: 2, of which 1 supported, 1 not supported.\n"
+    assert links.read_text() == told
+
+
 def test_every_chapter_on_a_property_is_in_a_group(root):
     """And no name of a group is misspelt, once its chapter is there."""
     grouped = [name for names in scorecard.PROPERTIES.values() for name in names]
