@@ -89,6 +89,7 @@ def line(
     points: int = 25,
     *,
     alphas: Sequence[float] | None = None,
+    together: int | None = None,
 ) -> Line:
     """Evaluate the risk along the straight line from a to b.
 
@@ -98,6 +99,8 @@ def line(
         b: parameters at alpha = 1.
         points: number of equally spaced positions, the ends among them.
         alphas: positions in increasing order from 0 to 1, instead of ``points``.
+        together: positions in one forward pass; by default what is faster on the device (see
+            :meth:`EmpiricalRisk.per_example_at`).
 
     Raises:
         ArgumentError: a or b does not belong to the risk's network or is not finite, the
@@ -113,19 +116,8 @@ def line(
     """
     positions = _positions(points, alphas)
     risk.require_valid(a=a, b=b)
-    losses, errors = _along(risk, a, b, positions)
-    require_finite_loss(losses, "the line from a to b")
-
-    alpha = torch.tensor(positions, dtype=losses.dtype).to(losses.device)[:, None]
-    # Written as differences, so that it is exactly 0 at the ends and between equal losses.
-    excess_losses = (1 - alpha) * (losses - losses[:1]) + alpha * (losses - losses[-1:])
-    excess_errors = errors - (errors[:1] + errors[-1:]) / 2
-    statistics = [
-        host(statistic)
-        for samples in (losses, errors, excess_losses, excess_errors)
-        for statistic in mean_and_stderr(samples)
-    ]
-    return Line(np.asarray(positions), *statistics, n=risk.n)
+    between = (lerp(a, b, alpha) for alpha in positions)
+    return read_off(positions, *risk.per_example_at(between, together))
 
 
 def barrier(
@@ -135,6 +127,7 @@ def barrier(
     points: int = 25,
     *,
     alphas: Sequence[float] | None = None,
+    together: int | None = None,
 ) -> Barrier:
     """Return the barrier between a and b: the highest excess on the line between them.
 
@@ -149,7 +142,7 @@ def barrier(
     >>> found.loss_alpha, round(found.loss, 4)  # 1 - (cos 1 + cos 2) / 2
     (0.5, 0.9379)
     """
-    found = line(risk, a, b, points, alphas=alphas)
+    found = line(risk, a, b, points, alphas=alphas, together=together)
     worst_loss, worst_error = int(found.excess_loss.argmax()), int(found.excess_error.argmax())
     return Barrier(
         loss=float(found.excess_loss[worst_loss]),
@@ -162,12 +155,30 @@ def barrier(
     )
 
 
-def _along(
-    risk: EmpiricalRisk, a: Params, b: Params, positions: Sequence[float]
-) -> tuple[Tensor, Tensor]:
-    """Return per-example losses and errors at every position, each of shape (positions, n)."""
-    evaluated = [risk.per_example(lerp(a, b, alpha)) for alpha in positions]
-    return torch.stack([e[0] for e in evaluated]), torch.stack([e[1] for e in evaluated])
+def read_off(positions: Sequence[float], losses: Tensor, errors: Tensor) -> Line:
+    """Return the line that per-example losses and errors at its positions make.
+
+    Both have the shape (positions, n). This waits for the device.
+    """
+    require_finite_loss(losses, "the line from a to b")
+    statistics = [
+        host(statistic)
+        for samples in (
+            losses,
+            errors,
+            excess_of_losses(positions, losses),
+            errors - (errors[:1] + errors[-1:]) / 2,
+        )
+        for statistic in mean_and_stderr(samples)
+    ]
+    return Line(np.asarray(positions), *statistics, n=losses.shape[1])
+
+
+def excess_of_losses(positions: Sequence[float], losses: Tensor) -> Tensor:
+    """Return what each example's loss lies above the chord, shape (positions, n)."""
+    alpha = torch.tensor(positions, dtype=losses.dtype).to(losses.device)[:, None]
+    # Written as differences, so that it is exactly 0 at the ends and between equal losses.
+    return (1 - alpha) * (losses - losses[:1]) + alpha * (losses - losses[-1:])
 
 
 def _positions(points: int, alphas: Sequence[float] | None) -> list[float]:

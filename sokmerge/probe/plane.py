@@ -48,6 +48,7 @@ def plane(
     *,
     alphas: Sequence[float] | None = None,
     betas: Sequence[float] | None = None,
+    together: int | None = None,
 ) -> Plane:
     """Evaluate the risk on a grid of a plane.
 
@@ -58,6 +59,8 @@ def plane(
         v: the second direction.
         alphas: positions along u; by default 25 from -1 to 1.
         betas: positions along v; by default as ``alphas``.
+        together: points of a row in one forward pass; by default what is faster on the device
+            (see :meth:`EmpiricalRisk.per_example_at`).
 
     Raises:
         ArgumentError: origin, u or v does not belong to the risk's network or is not finite,
@@ -85,14 +88,9 @@ def plane(
     rows = []
     for alpha in alphas:
         # Only means and standard errors are kept: the examples of a whole grid would not fit.
-        row = [risk.per_example(combine([1, alpha, beta], [origin, u, v])) for beta in betas]
-        rows.append(
-            [
-                statistic
-                for samples in (torch.stack([p[0] for p in row]), torch.stack([p[1] for p in row]))
-                for statistic in mean_and_stderr(samples)
-            ]
-        )
+        row = (combine([1, alpha, beta], [origin, u, v]) for beta in betas)
+        samples = risk.per_example_at(row, together)
+        rows.append([statistic for each in samples for statistic in mean_and_stderr(each)])
     loss, loss_stderr, error, error_stderr = (
         torch.stack(column) for column in zip(*rows, strict=True)
     )

@@ -2,12 +2,14 @@ r"""The empirical risk of a network as a function of its parameters: the oracle 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 from torch.nn import functional as F
 
 from sokmerge.errors import ArgumentError
@@ -24,6 +26,11 @@ Loss = Callable[..., Tensor]
 _CHUNK = {"cpu": 128}
 _CHUNK_ELSEWHERE = 4096
 _CALIBRATION_EXAMPLES = 1024
+
+# Points in one forward pass, by vmap. On a processor one at a time is faster (book/benchmarks.md);
+# a GPU, which small networks leave idle, is expected to gain.
+_TOGETHER = {"cpu": 1}
+_TOGETHER_ELSEWHERE = 8
 
 
 @dataclass(frozen=True)
@@ -185,6 +192,56 @@ class EmpiricalRisk:
         self._network.at(state, evaluate)
         every = torch.cat(losses)
         return every, torch.cat(errors) if errors else torch.full_like(every, math.nan)
+
+    @torch.inference_mode()
+    def per_example_at(
+        self, points: Iterable[Params], together: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return losses and errors at several points, two tensors of shape (points, n).
+
+        Like :meth:`per_example`, it does not wait for the device.
+
+        Args:
+            points: the points; they are taken up one group after the other.
+            together: how many share a forward pass, by ``torch.func.vmap``; it takes as many
+                times the memory. By default what is faster on the device: one on a processor,
+                eight elsewhere. A network that vmap cannot take needs 1.
+
+        Raises:
+            ArgumentError: no point, or ``together`` below 1.
+        """
+        if together is None:
+            together = _TOGETHER.get(self.device.type, _TOGETHER_ELSEWHERE)
+        if together < 1:
+            raise ArgumentError("together", found=f"{together}", expected="at least one point")
+        rest, found = iter(points), []
+        while group := list(itertools.islice(rest, together)):
+            if len(group) == 1:
+                losses, errors = self.per_example(group[0])
+                found.append((losses[None], errors[None]))
+            else:
+                found.append(self._at_once(group))
+        if not found:
+            raise ArgumentError("points", found="none", expected="at least one")
+        losses, errors = (torch.cat(part) for part in zip(*found, strict=True))
+        return losses, errors
+
+    def _at_once(self, points: Sequence[Params]) -> tuple[Tensor, Tensor]:
+        """Return losses and errors at points that share each forward pass."""
+        states = [self.state(point) for point in points]
+        stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+
+        def one(state: Params, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            outputs = self._network(state, x)
+            losses = self.losses(outputs, y)
+            if not _is_classification(outputs, y):
+                return losses, torch.full_like(losses, math.nan)
+            return losses, (outputs.argmax(1) != y).to(outputs.dtype)
+
+        every = vmap(one, in_dims=(0, None, None))
+        found = [every(stacked, x, y) for x, y in self.chunks()]
+        losses, errors = (torch.cat(part, 1) for part in zip(*found, strict=True))
+        return losses, errors
 
     def _to_calibrate(self, given: Tensor | None) -> Tensor | None:
         if not self._network.keeps_statistics:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nbformat import NotebookNode
 
-from sokmerge.reader import pictures, records
+from sokmerge.reader import listing, pictures, records
 from sokmerge.reader.chapters import Chapter, chapters, code_cells, displays
 from sokmerge.reader.citations import keys_of
 from sokmerge.reader.digits import MOST_DIGITS
@@ -173,7 +173,10 @@ def check(chapter: Chapter) -> list[str]:
 
 
 def check_book(base: Path) -> list[str]:
-    """Return what is wrong between the chapters: ids used twice, sources unknown, files left."""
+    """Return what is wrong between the chapters and pages.
+
+    Ids used twice, sources unknown, links to claims that there are not, files left.
+    """
     found = chapters(base)
     told = []
     for kind, shown in (("figure", "figures"), ("claim", "claims")):
@@ -187,6 +190,13 @@ def check_book(base: Path) -> list[str]:
             for claim in claims
             if claim["source"] not in known
         ]
+    held = {claim["id"] for claim in claims}
+    told += [
+        f"book/{page.name} links the claim {name!r}, which no chapter holds"
+        for page in sorted((base / "book").glob("*.md"))
+        for name in listing.linked(page.read_text(encoding="utf-8"))
+        if name not in held
+    ]
     ids = {figure.record["id"] for chapter in found for figure in chapter.figures}
     folder = base / PUBLIC
     left = {path.name for path in folder.glob("*/")} - ids

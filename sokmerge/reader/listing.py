@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,7 @@ from sokmerge.reader.chapters import Chapter
 from sokmerge.reader.citations import book
 from sokmerge.reader.pictures import LICENCE
 
-__all__ = ["claims", "figures", "select"]
+__all__ = ["claims", "figures", "linked", "select"]
 
 
 def claims(chapters: Iterable[Chapter]) -> list[dict[str, Any]]:
@@ -20,7 +21,8 @@ def claims(chapters: Iterable[Chapter]) -> list[dict[str, Any]]:
     Each has ``id``, ``chapter``, ``title`` (of the chapter), ``address`` (on the site),
     ``statement``, ``source``, ``reported``, ``prediction``, ``verdict`` and ``tests``, each of
     these with ``label``, ``relation``, ``threshold``, ``mean``, ``low``, ``high``, ``n``,
-    ``unit``, ``method``, ``measured``, ``verdict`` and ``reason``.
+    ``unit``, ``method``, ``measured``, ``verdict`` and ``reason``. A claim that names a figure
+    has its id as ``figure``.
     """
     return [
         {
@@ -61,6 +63,16 @@ def figures(chapters: Iterable[Chapter]) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def linked(text: str) -> list[str]:
+    """Return the ids of the claims that a page links by the role ``claim``, in order.
+
+    >>> linked("It is low {claim}`so-it-is`, and {claim}`in most words <so-it-seems>`.")
+    ['so-it-is', 'so-it-seems']
+    """
+    roles = re.findall(r"\{claim\}`([^`]+)`", text)
+    return [" ".join(re.sub(r"^.*<([^<>]*)>$", r"\1", role, flags=re.S).split()) for role in roles]
 
 
 def select(kind: str, items: list[dict[str, Any]], ids: Iterable[str]) -> list[dict[str, Any]]:

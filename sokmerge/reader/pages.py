@@ -1,6 +1,7 @@
 """Pages that are made from what the notebooks hold: the claims ledger and the figure index.
 
-So are the parts of the taxonomy page that say what each method is, if the methods are given.
+So are the parts of the taxonomy page that say what each method is, if the methods are given, and
+the scorecard of the four properties, if there are chapters on them.
 
 They are plain MyST. Files of figures are linked by HTML, for they are no pages of the book: the
 site has ``book/public`` at its root.
@@ -9,19 +10,18 @@ site has ``book/public`` at its root.
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from sokmerge.files import write_atomically
-from sokmerge.reader import listing, taxonomy_map, taxonomy_table
+from sokmerge.reader import listing, scorecard, taxonomy_map, taxonomy_table
 from sokmerge.reader.chapters import Chapter, chapters
 from sokmerge.reader.citations import keys_of
 from sokmerge.reader.claims import MARKS
-from sokmerge.reader.estimates import Verdict
 from sokmerge.reader.methods import Method, label_of, sections
+from sokmerge.reader.myst import literal, table
 from sokmerge.reader.repository import PUBLIC, toc
 
 __all__ = ["write", "claims_ledger", "figure_index", "taxonomy"]
@@ -50,7 +50,7 @@ provenance names seeds, networks, code, versions and device; it also stands insi
 
 
 def write(base: Path, methods: Sequence[Method] = ()) -> list[Path]:
-    """Write both pages, and each figure's PNG as its notebook holds it.
+    """Write these pages, and each figure's PNG as its notebook holds it.
 
     Args:
         base: root of the book.
@@ -64,11 +64,18 @@ def write(base: Path, methods: Sequence[Method] = ()) -> list[Path]:
         base / "book" / "claims-ledger.md": claims_ledger(found).encode(),
         base / "book" / "figure-index.md": figure_index(found).encode(),
     }
+    listed = toc(base)
     if methods:
-        listed = toc(base)
         pages = [chapter for chapter in found if chapter.name in listed]
         for name, text in taxonomy(pages, methods, keys_of(base)).items():
             contents[base / "book" / "_taxonomy" / name] = text.encode()
+    properties = [
+        made for made in found if scorecard.is_on_a_property(made) and made.name in listed
+    ]
+    if properties:
+        folder = base / "book" / "_properties"
+        contents[folder / "scorecard.md"] = scorecard.scorecard(properties).encode()
+        contents[folder / "links.md"] = _counted_links(base, found).encode()
     for chapter in found:
         for figure in chapter.figures:
             name = figure.record["id"]
@@ -87,10 +94,10 @@ def claims_ledger(found: Iterable[Chapter]) -> str:
     claims = listing.claims(found)
     if not claims:
         return f"{_LEDGER}\nNo chapter holds a claim yet.\n"
-    parts = [_LEDGER, _summary(claims)]
+    parts = [_LEDGER, f"{scorecard.counted(claims)}\n"]
     for name, group in groupby(claims, key=lambda claim: claim["chapter"]):
         items = list(group)
-        parts.append(f"## {{doc}}`{_escape(items[0]['title'])} </notebooks/{name}>`\n")
+        parts.append(f"## {{doc}}`{literal(items[0]['title'])} </notebooks/{name}>`\n")
         parts.append(_table(items))
     return "\n".join(parts)
 
@@ -103,7 +110,7 @@ def figure_index(found: Iterable[Chapter]) -> str:
     parts = [_INDEX]
     for name, group in groupby(figures, key=lambda figure: figure["chapter"]):
         items = list(group)
-        parts.append(f"## {{doc}}`{_escape(items[0]['title'])} </notebooks/{name}>`\n")
+        parts.append(f"## {{doc}}`{literal(items[0]['title'])} </notebooks/{name}>`\n")
         parts += map(_figure, items)
     return "\n".join(parts)
 
@@ -130,45 +137,27 @@ def taxonomy(found: Iterable[Chapter], methods: Sequence[Method], keys: set[str]
     }
 
 
-def _summary(claims: list[dict[str, Any]]) -> str:
-    verdicts = [claim["verdict"] for claim in claims]
-    counts = ", ".join(
-        f"{verdicts.count(verdict)} {verdict}"
-        for verdict in (Verdict.SUPPORTED, Verdict.NOT_SUPPORTED, Verdict.INCONCLUSIVE)
-        if verdict in verdicts
-    )
-    return f"Claims: {len(claims)}, of which {counts}.\n"
+def _counted_links(base: Path, found: Iterable[Chapter]) -> str:
+    """Return how many claims the page of the four properties links, by verdict."""
+    page = base / "book" / "properties.md"
+    linked = set(listing.linked(page.read_text(encoding="utf-8"))) if page.is_file() else set()
+    claims = [claim for claim in listing.claims(found) if claim["id"] in linked]
+    return scorecard.counted(claims, "Claims that it links") + "\n"
 
 
 def _table(claims: Iterable[Mapping[str, Any]]) -> str:
-    lines = [
-        "````{list-table}",
-        ":header-rows: 1",
-        ":widths: 14 30 28 28",
-        ":class: claims-ledger",
-        "",
-        "* - Verdict",
-        "  - Claim",
-        "  - Measured here",
-        "  - Reported and predicted",
+    rows = [
+        [
+            f"{MARKS[claim['verdict']][0]} {claim['verdict']}",
+            f"{literal(claim['statement'])}\n\n{{cite:t}}`{claim['source']}`. "
+            f'<a href="{_TO_ROOT}/{claim["address"]}">Card</a>',
+            "\n\n".join(scorecard.measured(claim)),
+            f"Reported: {literal(claim['reported'])}\n\nPredicted: {literal(claim['prediction'])}",
+        ]
+        for claim in claims
     ]
-    for claim in claims:
-        icon = MARKS[claim["verdict"]][0]
-        link = f'<a href="{_TO_ROOT}/{claim["address"]}">Card</a>'
-        measured = [
-            f"{_escape(test['label'])}: {_escape(test['measured'])}, n = {test['n']}; "
-            f"expected {_escape(test['relation'])} {test['threshold']:g}"
-            for test in claim["tests"]
-        ]
-        cells = [
-            f"{icon} {claim['verdict']}",
-            f"{_escape(claim['statement'])}\n\n{{cite:t}}`{claim['source']}`. {link}",
-            "\n\n".join(measured),
-            f"Reported: {_escape(claim['reported'])}\n\nPredicted: {_escape(claim['prediction'])}",
-        ]
-        for mark, cell in zip(("* -", "  -", "  -", "  -"), cells, strict=True):
-            lines.append(f"{mark} {cell}".replace("\n", "\n    ").replace("    \n", "\n"))
-    return "\n".join([*lines, "````", ""])
+    heads = ["Verdict", "Claim", "Measured here", "Reported and predicted"]
+    return table(heads, rows, "14 30 28 28", "claims-ledger")
 
 
 def _figure(figure: Mapping[str, Any]) -> str:
@@ -201,8 +190,3 @@ Permalink: {permalink}. Files: {files}.
 {figure["bibtex"]}
 ```
 """
-
-
-def _escape(text: str) -> str:
-    """Return plain text so that MyST shows it as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>()#|$~^@])", r"\\\1", text)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from sokmerge.reader.methods import Method, label_of
+from sokmerge.reader.myst import literal, table
 from sokmerge.reader.taxonomy_map import branches, sub_branch
 
 __all__ = ["first_table", "second_table"]
@@ -34,7 +35,7 @@ def first_table(methods: Sequence[Method], explained: Collection[str], keys: set
                 needs = ", ".join(m.needs) or "–"
                 rows.append([_name(m, explained), place, paper, needs, m.scope, m.returns])
     heads = ["Method", "Branch", "Paper", "Needs", "Scope", "Returns"]
-    return _table(heads, sorted(rows, key=_by_name), "18 20 24 16 10 12")
+    return table(heads, sorted(rows, key=_by_name), "18 20 24 16 10 12", "sm-sortable")
 
 
 def second_table(methods: Sequence[Method], explained: Collection[str]) -> str:
@@ -44,13 +45,13 @@ def second_table(methods: Sequence[Method], explained: Collection[str]) -> str:
             _name(m, explained),
             "\n\n".join(f"${part}$" for part in statements(m.equation)),
             ", ".join(f"`{key}={_shown(value)}`" for key, value in m.defaults.items()) or "–",
-            _plain(m.ties or "–"),
-            _plain(m.signs or "–"),
+            literal(m.ties or "–"),
+            literal(m.signs or "–"),
         ]
         for m in methods
     ]
     heads = ["Method", "Equation", "Defaults", "Ties", "Signs"]
-    return _table(heads, sorted(rows, key=_by_name), "16 36 16 16 16")
+    return table(heads, sorted(rows, key=_by_name), "16 36 16 16 16", "sm-sortable")
 
 
 def statements(equation: str) -> list[str]:
@@ -80,16 +81,3 @@ def _by_name(row: Sequence[str]) -> str:
 
 def _shown(value: object) -> str:
     return getattr(value, "__name__", None) or repr(value)
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>#|$~^@])", r"\\\1", text)
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], widths: str) -> str:
-    lines = ["````{list-table}", ":header-rows: 1", f":widths: {widths}", ":class: sm-sortable"]
-    lines.append("")
-    for row in (heads, *rows):
-        for mark, cell in zip(["* -", *["  -"] * (len(row) - 1)], row, strict=True):
-            lines.append(f"{mark} {cell}".replace("\n", "\n    ").replace("    \n", "\n"))
-    return "\n".join([*lines, "````", ""])

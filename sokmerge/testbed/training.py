@@ -8,9 +8,7 @@ chaotic it arrives at another network; that is why checkpoints ship.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +20,10 @@ from sokmerge.errors import ArgumentError
 from sokmerge.params import Params
 from sokmerge.testbed import data, models
 from sokmerge.testbed.fullset import Split
+from sokmerge.testbed.loop import Run, one_thread
 from sokmerge.testbed.recipes import Recipe
 
 __all__ = ["Score", "Trained", "fine_tune", "inputs_of", "round_to_half", "score", "train"]
-
-MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def train(
         )
     module = _beginning(recipe, start).to(device)
     saved = recipe.adapter.state if recipe.adapter else nn.Module.state_dict
-    with _one_thread():
+    with one_thread():
         _optimise(module, inputs, targets, recipe, each_epoch)
         module.load_state_dict(round_to_half(module.state_dict()))
         state = {name: t.cpu().contiguous() for name, t in saved(module).items()}
@@ -114,7 +111,7 @@ def fine_tune(
     module = models.build(recipe.arch)
     module.load_state_dict(dict(start))
     module.to(inputs.device)
-    with _one_thread():
+    with one_thread():
         _optimise(
             module, inputs, targets, recipe, lambda epoch: each_epoch(epoch, params.of(module))
         )
@@ -179,43 +176,8 @@ def _optimise(
     recipe: Recipe,
     each_epoch: Callable[[int], object],
 ) -> None:
-    optimizer = _optimizer(module, recipe)
-    steps = (recipe.cycle or recipe.epochs) * math.ceil(len(targets) / recipe.batch)
-    scheduler = {
-        "cosine": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
-        "cyclic": lambda: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, steps),
-        "constant": lambda: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
-    }[recipe.schedule]()
-    order = torch.Generator().manual_seed(recipe.order_seed)
-    if not isinstance(recipe.arch, models.MLP):
-        module = module.to(memory_format=torch.channels_last)
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-    module.train()
-    for epoch in range(recipe.epochs):
-        permutation = torch.randperm(len(targets), generator=order).to(inputs.device)
-        for rows in permutation.split(recipe.batch):
-            optimizer.zero_grad()
-            F.cross_entropy(module(inputs[rows]), targets[rows]).backward()
-            optimizer.step()
-            scheduler.step()
-        each_epoch(epoch + 1)
+    run = Run(module, inputs, targets, recipe)
+    for epoch in range(1, recipe.epochs + 1):
+        run.to(epoch * run.each_epoch)
+        each_epoch(epoch)
     module.eval()
-
-
-def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    parameters, decay = module.parameters(), recipe.weight_decay
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=decay, fused=True)
-    return torch.optim.SGD(
-        parameters, lr=recipe.lr, momentum=MOMENTUM, nesterov=True, weight_decay=decay, fused=True
-    )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

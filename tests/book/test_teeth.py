@@ -7,6 +7,7 @@ figures' verification or its guards must notice.
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import shutil
@@ -99,28 +100,40 @@ def describe_otherwise(cells: list) -> None:
     cells[3].outputs[0].data[mime]["caption"] = "Another."
 
 
-HARMS: dict[Callable[[list], None], int] = {
-    print_another_number: 1,
-    quote_another_number: 2,
-    turn_a_verdict: 4,
-    turn_a_record: 4,
-    return_another_number: 5,
-    describe_otherwise: 3,
+def never_run(cells: list) -> None:
+    cells[1].execution_count, cells[1].outputs = None, []
+
+
+# Notebooks that are harmed: what is done to each, and the cell that must fail for it.
+HARMED: dict[str, dict[Callable[[list], None], int | None]] = {
+    "once-each": {
+        print_another_number: 1,
+        quote_another_number: 2,
+        describe_otherwise: 3,
+        turn_a_verdict: 4,
+        return_another_number: 5,
+    },
+    "once-more": {never_run: None, turn_a_record: 4},
 }
 
 
 @pytest.mark.slow
 def test_an_altered_output_fails_the_cell_that_made_it(executed: Path, tmp_path: Path) -> None:
+    """And a cell that was never run passes nbval; that is for the guard to see."""
     base = Path(shutil.copytree(executed, tmp_path / "book"))
     arc = chapter("arc", base)
-    for harm in HARMS:
+    made, expected = {}, set()
+    for name, harms in HARMED.items():
         content = copy.deepcopy(arc.content)
-        harm(code_cells(content))
-        Chapter(arc.path.with_name(f"{harm.__name__}.ipynb"), base, content).write()
+        for harm, cell in harms.items():
+            harm(code_cells(content))
+            expected |= set() if cell is None else {f"part/{name}.ipynb::Cell {cell}"}
+        made[name] = Chapter(arc.path.with_name(f"{name}.ipynb"), base, content)
+        made[name].write()
     passed = rerun(base)
-    assert len(passed) == len(CODE) * (1 + len(HARMS))
-    failed = {name for name, well in passed.items() if not well}
-    assert failed == {f"part/{harm.__name__}.ipynb::Cell {n}" for harm, n in HARMS.items()}
+    assert len(passed) == len(CODE) * (1 + len(HARMED))
+    assert {name for name, well in passed.items() if not well} == expected
+    assert "code cell 2 has the execution count None" in guards.check(made["once-more"])
 
 
 @pytest.mark.slow
@@ -132,19 +145,6 @@ def test_an_altered_csv_value_fails_the_figure(executed: Path, tmp_path: Path) -
     assert table.read_text() != before
     assert [name for name, well in rerun(base).items() if not well] == ["part/arc.ipynb::Cell 3"]
     assert any("CSV of figure arc" in reason for reason in stale(chapter("arc", base)))
-
-
-@pytest.mark.slow
-def test_a_cell_that_was_never_run_passes_nbval_and_not_the_guard(
-    executed: Path, tmp_path: Path
-) -> None:
-    base = Path(shutil.copytree(executed, tmp_path / "book"))
-    arc = chapter("arc", base)
-    cell = code_cells(arc.content)[1]
-    cell.execution_count, cell.outputs = None, []
-    arc.write()
-    assert all(rerun(base).values())
-    assert "code cell 2 has the execution count None" in guards.check(arc)
 
 
 @pytest.mark.parametrize("real", CHAPTERS, ids=lambda chapter: chapter.name)
@@ -189,30 +189,64 @@ FLIPS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("flip", FLIPS)
-def test_a_flipped_sign_in_the_matching_does_not_recover_a_planted_permutation(
-    flip: str, tmp_path: Path
-) -> None:
+# Runs the tests of each tree in turn, in one process: what the trees share is imported once.
+RUN_IN_EACH = """
+import contextlib, io, json, os, sys
+import pytest
+
+told = {}
+for tree in sys.argv[1:]:
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("sokmerge", "tests", "conftest"):
+            del sys.modules[name]
+    os.chdir(tree)
+    sys.path[0] = tree
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        code = pytest.main([
+            "-q", "-x", "-k", "planted", "--color=no", "--rootdir=.",
+            "-p", "no:cacheprovider", "-p", "no:xdist",
+            "tests/merge/alignment/test_weight_matching.py",
+        ])
+    assert sys.modules["sokmerge"].__file__.startswith(tree)
+    told[tree] = [int(code), out.getvalue()]
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def with_flips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
+    """For each flip what the tests of the matching end in, and what they print."""
+    base, trees = tmp_path_factory.mktemp("flips"), {}
     large = shutil.ignore_patterns("*.safetensors", "*.npz", "__pycache__")
-    shutil.copytree(ROOT / "sokmerge", tmp_path / "sokmerge", ignore=large)
-    shutil.copytree(ROOT / "tests" / "merge", tmp_path / "tests" / "merge", ignore=large)
-    for path in ("tests/conftest.py", "pyproject.toml"):
-        shutil.copy(ROOT / path, tmp_path / path)
-    name, right, wrong = FLIPS[flip]
-    path = tmp_path / "sokmerge" / "merge" / "alignment" / name
-    assert right in path.read_text()
-    path.write_text(path.read_text().replace(right, wrong, 1) if right else path.read_text())
+    for number, (flip, (name, right, wrong)) in enumerate(FLIPS.items()):
+        tree = trees[flip] = base / str(number)
+        shutil.copytree(ROOT / "sokmerge", tree / "sokmerge", ignore=large)
+        shutil.copytree(ROOT / "tests" / "merge", tree / "tests" / "merge", ignore=large)
+        for path in ("tests/conftest.py", "pyproject.toml"):
+            shutil.copy(ROOT / path, tree / path)
+        path = tree / "sokmerge" / "merge" / "alignment" / name
+        assert right in path.read_text()
+        if right:
+            path.write_text(path.read_text().replace(right, wrong, 1))
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-k", "weight_matching or planted"]
-        + ["-p", "no:cacheprovider", "-p", "no:xdist", "--color=no"]
-        + ["sokmerge/merge/alignment/weight_matching.py", "tests/merge/alignment"],
-        cwd=tmp_path,
+        [sys.executable, "-c", RUN_IN_EACH, *map(str, trees.values())],
+        cwd=base,
         env={key: value for key, value in os.environ.items() if "PYTEST" not in key},
         capture_output=True,
         text=True,
     )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    return {flip: tuple(told[str(tree)]) for flip, tree in trees.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flip", FLIPS)
+def test_a_flipped_sign_in_the_matching_does_not_recover_a_planted_permutation(
+    flip: str, with_flips: dict[str, tuple[int, str]]
+) -> None:
+    code, told = with_flips[flip]
     if flip == "none":
-        assert done.returncode == 0, done.stdout
+        assert code == 0 and " passed" in told, told
     else:
-        assert done.returncode == 1 and " failed" in done.stdout, done.stdout
+        assert code == 1 and " failed" in told, told

@@ -142,6 +142,16 @@ def test_positions_may_be_given(device):
     NET.cpu()
 
 
+@pytest.mark.parametrize("together", [2, 11])
+def test_positions_may_share_a_pass(together):
+    a, b = _point(1), _point(2)
+    one, some = (line(RISK, a, b, points=11, together=k) for k in (1, together))
+    for name in ("loss", "excess_loss", "excess_loss_stderr", "error", "excess_error_stderr"):
+        np.testing.assert_allclose(getattr(some, name), getattr(one, name), rtol=1e-4, atol=1e-6)
+    found, same = (barrier(RISK, a, b, points=11, together=k) for k in (1, together))
+    assert found.loss == pytest.approx(same.loss, abs=1e-5) and found.error == same.error
+
+
 # --- refusals ---------------------------------------------------------------------------------
 
 

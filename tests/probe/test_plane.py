@@ -39,6 +39,14 @@ def test_a_closed_form(device):
     assert np.isnan(found.error).all()
 
 
+def test_points_of_a_row_may_share_a_pass():
+    risk, (origin, u, v) = _bowl()
+    grid = {"alphas": [-1, 0, 0.5], "betas": [0, 1, 2, 3]}
+    one, some = (plane(risk, origin, u, v, **grid, together=k) for k in (1, 3))
+    np.testing.assert_allclose(some.loss, one.loss, rtol=1e-6)
+    np.testing.assert_allclose(some.loss_stderr, one.loss_stderr, rtol=1e-5, atol=1e-6)
+
+
 def test_rows_are_not_sheared():
     """Moving along v alone must not move along u, in any row."""
     risk, (origin, u, v) = _bowl()

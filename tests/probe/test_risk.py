@@ -176,6 +176,49 @@ def test_nothing_outside_is_changed():
     assert risk(point) == first
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda arch: type(arch).__name__)
+def test_points_may_share_a_pass(arch, device):
+    """Five points in groups of one, two, four and all: the same losses, up to rounding."""
+    module = models.build(arch, seed=1).to(device)
+    x, y = (tensor.to(device) for tensor in _data(n=20))
+    risk = EmpiricalRisk(module, x, y, chunk=8)
+    ends = params.of(module), params.of(models.build(arch, seed=2).to(device))
+    points = [params.lerp(*ends, alpha) for alpha in (0, 0.25, 0.5, 0.75, 1)]
+    each = [risk.per_example(point) for point in points]
+    for together in (1, 2, 4, 8, None):
+        losses, errors = risk.per_example_at(iter(points), together)
+        torch.testing.assert_close(losses, torch.stack([e[0] for e in each]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(errors, torch.stack([e[1] for e in each]), rtol=0, atol=0)
+
+
+def test_points_that_share_a_pass_may_have_any_loss_and_buffers_of_their_own():
+    module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).eval()
+    x = torch.randn(9, 3)
+    risk = EmpiricalRisk(module, x, x[:, :2], loss=lambda f, y, reduction: (f - y).square().sum(1))
+    a = {**params.of(module), **dict(module.named_buffers())}
+    points = [a, {name: 2 * tensor for name, tensor in a.items()}]
+    losses, errors = risk.per_example_at(points, together=2)
+    for point, found in zip(points, losses, strict=True):
+        torch.testing.assert_close(found, risk.per_example(point)[0])
+    assert errors.isnan().all() and errors.shape == losses.shape == (2, 9)
+
+
+def test_on_a_processor_points_come_one_after_the_other(monkeypatch):
+    risk = EmpiricalRisk(NET, X, Y)
+    monkeypatch.setattr(risk, "_at_once", None)
+    assert risk.per_example_at([GOOD, GOOD])[0].shape == (2, 4)
+    with pytest.raises(TypeError):
+        risk.per_example_at([GOOD, GOOD], together=2)
+
+
+def test_there_is_a_point_and_a_pass_holds_one():
+    risk = EmpiricalRisk(NET, X, Y)
+    with pytest.raises(ArgumentError, match="points: found none; expected at least one"):
+        risk.per_example_at([])
+    with pytest.raises(ArgumentError, match="together: found 0; expected at least one point"):
+        risk.per_example_at([GOOD], together=0)
+
+
 def test_results_carry_no_graph():
     module = nn.Linear(2, 2).eval()
     risk = EmpiricalRisk(module, torch.ones(3, 2), torch.tensor([0, 1, 0]))

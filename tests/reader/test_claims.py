@@ -96,6 +96,11 @@ def test_record_is_plain_data_with_few_digits():
     assert record["tests"][0]["mean"] == 0.304 and record["tests"][0]["method"].startswith("95 %")
 
 
+def test_the_record_names_the_figure_if_there_is_one():
+    assert "figure" not in claim().record()
+    assert claim(figure="loss-line").bundle()[CLAIM]["figure"] == "loss-line"
+
+
 def test_shown_outside_of_a_notebook_it_is_text(capsys):
     show_claim(claim())
     assert capsys.readouterr().out.startswith("Claim lines-are-high: supported\n")

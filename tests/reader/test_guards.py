@@ -7,6 +7,7 @@ import pytest
 
 from sokmerge.reader import guards
 from sokmerge.reader.chapters import chapter, code_cells
+from sokmerge.reader.records import CLAIM
 
 
 @pytest.fixture
@@ -75,6 +76,10 @@ def quoted_but_not_glued(cells):
     cells[4].outputs = []
 
 
+def a_figure_of_another_chapter(cells):
+    cells[6].outputs[0].data[CLAIM]["figure"] = "loss-plane"
+
+
 @pytest.mark.parametrize(
     ("harm", "guard", "told"),
     [
@@ -92,6 +97,11 @@ def quoted_but_not_glued(cells):
         (no_picture, guards.figures, ["figure loss-line has no picture"]),
         (glued_twice, guards.glued, ["'barrier' is glued 2 times"]),
         (quoted_but_not_glued, guards.glued, ["the text quotes 'barrier'"]),
+        (
+            a_figure_of_another_chapter,
+            guards.pointed,
+            ["claim line-has-a-barrier names the figure"],
+        ),
     ],
 )
 def test_each_guard_names_what_is_broken(made, harm, guard, told):
@@ -101,6 +111,11 @@ def test_each_guard_names_what_is_broken(made, harm, guard, told):
     assert len(found) == len(told)
     assert all(text.startswith(start) for text, start in zip(found, told, strict=True))
     assert found[0] in guards.check(made)
+
+
+def test_a_claim_may_name_a_figure_of_its_chapter(made):
+    code_cells(made.content)[6].outputs[0].data[CLAIM]["figure"] = "loss-line"
+    assert list(guards.pointed(made)) == []
 
 
 def test_solutions_are_not_counted(made):
@@ -147,10 +162,14 @@ def test_the_book_is_checked_as_a_whole(made, executed_book):
     shutil.copy(made.path, made.path.with_name("copy.ipynb"))
     (executed_book / "book/public/figures/of-nobody").mkdir()
     (executed_book / "book/references.bib").write_text("@book{other, title={O}}\n")
+    (executed_book / "book/page.md").write_text(
+        "{claim}`line-has-a-barrier`, {claim}`a\nline <line-has-a-barrier>`, {claim}`so <it-is>`."
+    )
     assert guards.check_book(executed_book) == [
         "figure loss-line occurs 2 times",
         "claim line-has-a-barrier occurs 2 times",
         *["claim line-has-a-barrier cites doe2020line, which is not in book/references.bib"] * 2,
+        "book/page.md links the claim 'it-is', which no chapter holds",
         "book/public/figures/of-nobody belongs to no chapter",
         "notebooks/part/copy is not in _toc.yml",
     ]

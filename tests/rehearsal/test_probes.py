@@ -35,25 +35,40 @@ def _risk(stage):
     assert losses.device.type == errors.device.type == stage.device.type
 
 
+def _points(stage):
+    """Several points in a pass, as is the rule on what is no processor."""
+    losses, errors = stage.risk.per_example_at((stage.a, stage.b))
+    assert losses.shape == errors.shape == (2, 6)
+    assert losses.device.type == errors.device.type == stage.device.type
+
+
 def _statistics(stage):
     network = Network(stage.module)
     stage.require_there(network.state(stage.a, stage.inputs))
 
 
 def _line(stage):
-    found = probe.line(stage.risk, stage.a, stage.b, points=3)
+    found = probe.line(stage.risk, stage.a, stage.b, points=3, together=1)
     assert found.loss.shape == (3,) and np.isnan(found.excess_loss_stderr).all()
 
 
 def _barrier(stage):
-    assert np.isnan(probe.barrier(stage.risk, stage.a, stage.b, points=3).loss)
+    assert np.isnan(probe.barrier(stage.risk, stage.a, stage.b, points=3, together=1).loss)
+
+
+def _adaptive(stage):
+    if stage.network != "mlp":  # it is a line, with more positions
+        return
+    found = probe.adaptive_barrier(stage.risk, stage.a, stage.b, most=9, together=1)
+    assert np.isnan(found.loss) and not found.converged and found.evaluations == 9
 
 
 def _plane(stage):
     frame = probe.through(stage.a, stage.b, stage.c)
     direction = probe.filter_normalised(stage.a, seed=0)
     stage.require_there(direction, frame.v)
-    found = probe.plane(stage.risk, stage.a, direction, frame.v, alphas=[0, 1], betas=[0, 1])
+    grid = {"alphas": [0, 1], "betas": [0, 1]}
+    found = probe.plane(stage.risk, stage.a, direction, frame.v, **grid, together=1)
     assert found.loss.shape == (2, 2)
 
 
@@ -89,7 +104,9 @@ def _spectrum(stage):
     assert np.isnan(total.value) and not total.converged and total.products == 5
 
 
-PARTS = (_algebra, _risk, _statistics, _line, _barrier, _plane, _products, _spectrum)
+PARTS = (
+    _algebra, _risk, _points, _statistics, _line, _barrier, _adaptive, _plane, _products, _spectrum,
+)  # fmt: skip
 ROUTINES = {f.__name__[1:]: f for f in PARTS}
 
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from sokmerge.errors import ArgumentError
 from sokmerge.merge.alignment.activations import observe, require_some_sites, variance
-from sokmerge.merge.alignment.matching import Matching, assign_nested, nested
+from sokmerge.merge.alignment.matching import Matching, assign_nested, in_order, nested
 from sokmerge.merge.alignment.weight_matching import climb
 from sokmerge.merge.taxonomy import method
 from sokmerge.network import Network
-from sokmerge.params import Params, host, wide
+from sokmerge.params import Params, entrywise, host, wide
 from sokmerge.symmetry import PermutationGroup
 
 __all__ = ["activation_matching"]
@@ -28,7 +28,7 @@ Similarity = Literal["inner product", "correlation"]
     returns="permutation",
     scope="layer",
     equation=r"\max_{\pi}\textstyle\sum_i\bigl(Z_A^\top Z_B\bigr)_{i,\pi(i)}",
-    ties="as SciPy's linear_sum_assignment breaks them",
+    ties="in the order of the units",
 )
 def activation_matching(
     module: nn.Module,
@@ -54,8 +54,9 @@ def activation_matching(
     correlation 0 with all others.
 
     The activations are taken where they are read: at the input of the next layer, behind the
-    nonlinearity. BatchNorm statistics are those of each network on ``inputs``. Units that no
-    input switches on look alike, and are matched with one another in no particular order.
+    nonlinearity, and in double precision where the device has it. BatchNorm statistics are those
+    of each network on ``inputs``. Units that no input switches on look alike, and are matched with
+    one another in the order that they are in.
 
     Units that lie within others, as channels in heads, are matched with these, as by
     :func:`weight_matching`. Units without a site, which no layer is seen to read, are matched by
@@ -91,10 +92,14 @@ def activation_matching(
     observed = require_some_sites(network, group)
 
     sums = {block.name: _Moments() for block in group.blocks if block.name in observed}
-    state_a, state_b = network.state(a, inputs), network.state(b, inputs)
+    # In single precision the last digits depend on the processor, and near ties on them.
+    state_a, state_b = (
+        network.state(entrywise(wide, {**network.buffers, **point}), _wide(inputs))
+        for point in (a, b)
+    )
     seen, _ = observe(network, group)
     with torch.inference_mode():
-        for x in inputs.split(chunk):
+        for x in map(_wide, inputs.split(chunk)):
             network(state_a, x)
             of_a = dict(seen)
             network(state_b, x)
@@ -105,13 +110,14 @@ def activation_matching(
         name: moments.correlation() if similarity == "correlation" else moments.cross
         for name, moments in sums.items()
     }
+    ordered = {name: in_order(score) for name, score in scores.items()}
     like = next(iter(scores.values()), None)
     permutation, reached = {}, 0.0
     for blocks in nested(group).values():
         if not any(block.name in scores for block in blocks):
             continue
         silent = {b.name: like.new_zeros(b.size, b.size) for b in blocks if b.name not in scores}
-        found = assign_nested(blocks, {**scores, **silent})
+        found = assign_nested(blocks, {**ordered, **silent})
         told = set(scores)
         for block in reversed(blocks):  # units in which observed ones lie are settled with these
             if block.name in told:
@@ -123,6 +129,10 @@ def activation_matching(
     if len(permutation) < len(group.blocks):
         permutation = climb(a, b, group, 0, max_passes=100, settled=permutation).permutation
     return Matching(permutation, reached, passes=1)
+
+
+def _wide(inputs: Tensor) -> Tensor:
+    return wide(inputs) if inputs.is_floating_point() else inputs
 
 
 class _Moments:

@@ -15,7 +15,7 @@ from torch import Tensor
 from sokmerge.params import has_values
 from sokmerge.symmetry import Block, Permutation, PermutationGroup
 
-__all__ = ["Matching", "assign", "assign_nested", "nested"]
+__all__ = ["Matching", "assign", "assign_nested", "in_order", "nested"]
 
 _LARGE = 1024
 """From this size on an assignment is left to lapx, where it is installed."""
@@ -63,6 +63,26 @@ def assign(similarity: Tensor) -> Tensor:
         return torch.from_numpy(lap.lapjv(-values.astype(np.float64))[1].astype(np.int64))
     _, columns = linear_sum_assignment(values, maximize=True)
     return torch.from_numpy(columns)
+
+
+def in_order(similarity: Tensor) -> Tensor:
+    r"""Return a similarity whose ties are broken in favour of the order that the units are in.
+
+    .. math:: S_{ij} + 10^{-7}\,\max|S|\; \frac{ij}{n^2}
+
+    Among units that are equally similar, such as those that no input switches on, the sum of
+    :math:`ij` is largest where both ascend (the rearrangement inequality). Without such a rule
+    the last digit of an unrelated similarity decides, and that digit depends on the processor.
+
+    Args:
+        similarity: shape (n, n).
+
+    >>> assign(in_order(torch.zeros(3, 3)))
+    tensor([0, 1, 2])
+    """
+    place = torch.arange(len(similarity), device=similarity.device, dtype=similarity.dtype)
+    place = place / max(len(similarity), 1)
+    return similarity + 1e-7 * similarity.abs().max() * torch.outer(place, place)
 
 
 @cache
