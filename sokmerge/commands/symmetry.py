@@ -257,6 +257,13 @@ element of each group is put to the test.
 - The groups are large: {wide} of {count} models have more than 90 % of their hidden channels in a
   group that moves them.
 
+Matchings that read these groups whole bring a re-indexed and disturbed network
+[back to itself](recovery.md).
+The same result tells what may be done to units beyond permuting them: multiply them by positive
+numbers ({{py:attr}}`~sokmerge.symmetry.Symmetry.rescaling`), by -1
+({{py:attr}}`~sokmerge.symmetry.Symmetry.flips`), and whole sets of them by invertible matrices
+({{py:attr}}`~sokmerge.symmetry.Symmetry.mixing`).
+
 Each model has random parameters and random BatchNorm statistics, in double precision and in
 evaluation mode, and reads one random image of about the smallest size that it takes.
 Hidden channels are the rows of the weights of all linear layers and convolutions, without those

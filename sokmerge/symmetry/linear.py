@@ -99,6 +99,14 @@ class Rescaling(_Diagonal):
 
     What makes a unit is multiplied by s, what reads it is divided by s. So it is for all that is
     positively homogeneous, such as ReLU, leaky ReLU, pooling by the maximum, and linear maps.
+
+    >>> from torch import nn
+    >>> from sokmerge import symmetry
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    >>> group, x = symmetry.of(net, torch.zeros(1, 2)).rescaling, torch.ones(1, 2)
+    >>> moved = group.act({"0": torch.tensor([2.0, 0.5, 4.0])}, dict(net.named_parameters()))
+    >>> torch.allclose(torch.func.functional_call(net, moved, (x,)), net(x))
+    True
     """
 
     def sample(self, seed: int) -> dict[str, Tensor]:
@@ -117,7 +125,14 @@ class Rescaling(_Diagonal):
 
 
 class Flips(_Diagonal):
-    r"""Signs: :math:`\tanh(-z)=-\tanh(z)`, and so for all that is odd, and for linear maps."""
+    r"""Signs: :math:`\tanh(-z)=-\tanh(z)`, and so for all that is odd, and for linear maps.
+
+    >>> from torch import nn
+    >>> from sokmerge import symmetry
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    >>> symmetry.of(net, torch.zeros(1, 2)).flips.units
+    3
+    """
 
     def sample(self, seed: int) -> dict[str, Tensor]:
         """Return an element drawn uniformly."""
@@ -163,6 +178,14 @@ class Mixing:
 
     Attributes:
         blocks: name, number of sets, units in each, and the axes that they lie along.
+
+    >>> from torch import nn
+    >>> from sokmerge import symmetry
+    >>> net = nn.MultiheadAttention(6, 2, batch_first=True)
+    >>> x = torch.zeros(1, 4, 6)
+    >>> group = symmetry.of(net, (x, x, x)).mixing
+    >>> [(count, size) for _, count, size, _ in group.blocks]  # queries with keys, and values
+    [(2, 3), (2, 3)]
     """
 
     blocks: tuple[tuple[str, int, int, tuple[MixedAxis, ...]], ...] = ()
