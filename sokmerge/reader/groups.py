@@ -1,4 +1,4 @@
-"""A picture of a network's symmetry: its parameters, their edges coloured by what moves together."""
+"""A picture of a symmetry: parameters, their edges coloured by what moves together."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ class Similarities:
                 continue
             (name, other), at = hit[0], changed[hit[0][0]]
             whole = other.dim != axis.dim and other.places is None
-            if len(others) > 1 or not whole or 4 * len(at) > len(orders[name]):
+            if len(others) > 1 or not whole or 2 * len(at) > len(orders[name]):
                 return None
             entries = _entries(other, at)
             a = self._a[axis.parameter].index_select(other.dim, entries.to(total.device))
