@@ -80,4 +80,6 @@ def _by_name(row: Sequence[str]) -> str:
 
 
 def _shown(value: object) -> str:
-    return getattr(value, "__name__", None) or repr(value)
+    """Return a default as code; a function within one has no name that a reader could use."""
+    name = getattr(value, "__name__", None)
+    return name or re.sub(r"<function [^ ]+ at 0x[0-9a-f]+>", "...", repr(value))

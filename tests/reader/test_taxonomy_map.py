@@ -11,6 +11,7 @@ from itertools import combinations
 import pytest
 from bs4 import BeautifulSoup
 
+from sokmerge import merge
 from sokmerge.reader import pages, taxonomy_map, taxonomy_table
 from sokmerge.reader.methods import label_of
 
@@ -178,13 +179,21 @@ def test_an_equation_is_split_outside_of_brackets(equation, parts):
 
 
 def test_the_equations_of_the_library_are_split_into_whole_pieces():
-    from sokmerge import merge
-
     for declaration in merge.methods():
         for part in taxonomy_table.statements(declaration.equation):
             assert part.strip() and part.count("{") == part.count("}"), declaration.name
             assert part.count(r"\bigl") == part.count(r"\bigr"), declaration.name
             assert part.count(r"\langle") == part.count(r"\rangle"), declaration.name
+
+
+def test_a_default_that_holds_a_function_does_not_show_where_it_lies():
+    def settings(x):
+        return x
+
+    made = Made("set", defaults={"by": settings, "how": [settings, 1]})
+    table = taxonomy_table.second_table([made], ())
+    assert "`by=settings`, `how=[..., 1]`" in table
+    assert " at 0x" not in taxonomy_table.second_table(merge.methods(), ())
 
 
 # --- the parts of the page ------------------------------------------------------------------------
