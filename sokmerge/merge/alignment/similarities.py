@@ -36,13 +36,14 @@ class Similarities:
             for axis in block.axes:
                 if not axis.buffer:  # running statistics are not weights
                     self._along.setdefault(axis.parameter, []).append((block.name, axis))
+        self._covered: dict[int, frozenset[int]] = {}
         self._neighbours = {
             block.name: tuple(
                 dict.fromkeys(
                     name
                     for mine in block.axes
                     for name, axis in self._along.get(mine.parameter, [])
-                    if _meet(axis, mine)
+                    if self._meet(axis, mine)
                 )
             )
             for block in group.blocks
@@ -59,16 +60,12 @@ class Similarities:
 
         Where there are none, the inner product is linear in the permutations of these blocks.
         """
-        return tuple(
-            parameter
-            for parameter, along in self._along.items()
-            if any(
-                _meet(axis, other)
-                for i, (name, axis) in enumerate(along)
-                for second, other in along[:i]
-                if {name, second} <= names
-            )
-        )
+        found = []
+        for parameter, along in self._along.items():
+            mine = [axis for name, axis in along if name in names]
+            if any(self._meet(x, y) for i, x in enumerate(mine) for y in mine[:i]):
+                found.append(parameter)
+        return tuple(found)
 
     def of(self, block: Block, permutation: Permutation) -> Tensor:
         """Return S, shape (size, size), for the present order of all units."""
@@ -111,7 +108,22 @@ class Similarities:
         return torch.stack(terms).sum()
 
     def _others(self, mine: Axis) -> list[tuple[str, Axis]]:
-        return [x for x in self._along[mine.parameter] if _meet(x[1], mine)]
+        return [x for x in self._along[mine.parameter] if self._meet(x[1], mine)]
+
+    def _meet(self, axis: Axis, other: Axis) -> bool:
+        """Say whether two axes share entries of a parameter: what moves one moves the other's.
+
+        Along one dimension they do only where both name the same entries.
+        """
+        if axis is other:
+            return False
+        if axis.dim != other.dim:
+            return True
+        for each in (axis, other):
+            if id(each) not in self._covered:  # a block has an axis without places to itself
+                places = each.places or ()
+                self._covered[id(each)] = frozenset(p for unit in places for p in unit)
+        return not self._covered[id(axis)].isdisjoint(self._covered[id(other)])
 
     def _updated(
         self, total: Tensor, block: Block, before: Permutation, orders: Permutation
@@ -142,24 +154,6 @@ class Similarities:
             )
             total = total + axis.rows(wide(a)) @ axis.rows(new - old).T
         return total
-
-
-def _meet(axis: Axis, other: Axis) -> bool:
-    """Say whether two axes share entries of a parameter, so that what moves one moves the other's.
-
-    Along one dimension they do only where both name the same entries.
-    """
-    if axis is other or axis.parameter != other.parameter:
-        return False
-    if axis.dim != other.dim:
-        return True
-    return bool(_covered(axis) & _covered(other))
-
-
-def _covered(axis: Axis) -> set[int]:
-    if axis.places is None:  # a block has such an axis to itself
-        return set()
-    return {place for places in axis.places for place in places}
 
 
 def _re_indexed(tensor: Tensor, axis: Axis, order: Tensor) -> Tensor:
