@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -87,7 +87,11 @@ def in_order(similarity: Tensor) -> Tensor:
 
 @cache
 def _has_lapx() -> bool:
-    return importlib.util.find_spec("lap") is not None
+    try:  # its module is called lap, as others are
+        importlib.metadata.distribution("lapx")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def nested(group: PermutationGroup) -> dict[str, tuple[Block, ...]]:
