@@ -43,7 +43,7 @@ def assign(similarity: Tensor) -> Tensor:
 
     This is the linear assignment problem, solved exactly in :math:`O(n^3)` on the host (it waits
     for the device). Equal similarities are broken as SciPy's ``linear_sum_assignment`` does; from
-    1024 units on as ``lapx`` does, which is faster, if it is installed.
+    1024 units on as ``lapx`` does, if it is installed.
 
     Args:
         similarity: shape (n, n); row i belongs to a's unit i, column j to b's unit j.
