@@ -74,7 +74,9 @@ def test_a_fault_deep_in_a_routine_would_be_caught(stage, error, factor):
 
     risk = probe.EmpiricalRisk(stage.module, stage.inputs, stage.targets, loss=faulty, chunk=4)
     with pytest.raises(error):
-        probe.line(risk, stage.a, stage.b, points=3)
+        probe.line(risk, stage.a, stage.b, points=3, together=1)
+    with pytest.raises((RuntimeError, FakeTensorDeviceMismatchError)):  # vmap says it in its words
+        probe.line(risk, stage.a, stage.b, points=3, together=3)
 
 
 def test_each_method_stands_in_a_branch_that_is_rehearsed(declared):
