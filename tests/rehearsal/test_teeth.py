@@ -90,8 +90,13 @@ WAITING = {"item", "tolist", "cpu", "numpy", "nonzero", "synchronize", "equal", 
 ALLOWED = {
     ("params.py", "host"),  # every number that a decision or a result needs
     ("merge/alignment/matching.py", "assign"),  # the assignment is solved on the host
-    # Arrays that were never on a device: candidates of a search, units and places of a symmetry.
+    # Arrays that were never on a device: candidates of a search, units and places of a symmetry,
+    # weights, radii and numbers that a probe was given, and its draws.
     ("merge/aggregation/evolutionary.py", "made"),
+    ("probe/convexity.py", "basin"),
+    ("probe/convexity.py", "hull"),
+    ("probe/directedness/subspace.py", "share"),
+    ("probe/star.py", "star"),
     ("symmetry/permutation.py", "sample"),
     ("symmetry/solving.py", "_axes"),
     ("symmetry/units.py", "_of_kin"),
