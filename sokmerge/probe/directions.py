@@ -92,9 +92,11 @@ def filter_normalised(params: Params, seed: int) -> dict[str, Tensor]:
     .. math:: d_{i,j} \leftarrow \frac{d_{i,j}}{\lVert d_{i,j}\rVert}\,\lVert\theta_{i,j}\rVert
 
     where j runs over the filters of layer i: the slices along the first dimension of a weight,
-    hence the rows of a linear layer. So the picture does not change when a ReLU unit's incoming
-    weights are scaled up and its outgoing ones down, for plain distances would. Biases and
-    normalisation parameters, which are vectors, are left where they are: their direction is 0.
+    hence the rows of a linear layer. So the picture does not change when the weights of a whole
+    ReLU layer are scaled up and those of the next one down, as plain distances would. It does
+    change when each unit has a factor of its own: the next layer's filters then change in shape,
+    not in length alone. Biases and normalisation parameters, which are vectors, are left where
+    they are: their direction is 0.
 
     Args:
         params: the point around which the direction is to be used.

@@ -40,8 +40,10 @@ def scorecard(chapters: Iterable[Chapter]) -> str:
         name: [chapters[each] for each in names if each in chapters]
         for name, names in PROPERTIES.items()
     }
-    claims = {name: listing.claims(group) for name, group in groups.items() if group}
+    claims = {name: own for name, group in groups.items() if (own := listing.claims(group))}
     every = [claim for own in claims.values() for claim in own]
+    if not every:
+        return "No chapter on a property holds a claim yet.\n"
     parts = [counted(every), "", _counts({**claims, "All": every})]
     for name, own in claims.items():
         places = " and ".join(f"{{doc}}`/notebooks/{each.name}`" for each in groups[name])

@@ -100,9 +100,9 @@ def test_one_at_a_time_is_the_choice_on_a_processor_and_the_page_says_so(measure
     write_section("together", _section(measured))
     convolutions = [s for name, s in measured.seconds.items() if "CNN" in name]
     assert all(seconds[1] == min(seconds.values()) for seconds in convolutions)
-    # Where another choice is better here, it is not by much.
-    for seconds in measured.seconds.values():
-        assert seconds[1] <= 1.5 * min(seconds.values())
+    # Matrices alone may gain, points less than directions.
+    for name, seconds in measured.seconds.items():
+        assert seconds[1] <= (1.5 if name.startswith("points") else 3) * min(seconds.values())
 
 
 def _section(measured: Measured) -> str:
@@ -111,6 +111,8 @@ def _section(measured: Measured) -> str:
         f"| {name} | {' | '.join(f'{1000 * seconds[size]:.1f}' for size in SIZES)} |"
         for name, seconds in measured.seconds.items()
     )
+    ratios = [seconds[k] / seconds[1] for seconds in measured.seconds.values() for k in SIZES]
+    most, least = max(ratios), 1 / min(ratios)
     version, vectors = torch.__version__.split("+")[0], torch.backends.cpu.get_cpu_capability()
     return f"""
 ## Several at once
@@ -126,10 +128,12 @@ by how many of the {POINTS} go together.
 {table}
 
 Convolutions with several sets of weights at once are grouped convolutions, which the processor's
-library does not do as well; small matrices gain nothing.
-So on a processor the default is one at a time.
-On other devices it is eight, in the expectation that small networks leave a GPU idle; that was not
-measured here, and `together` sets it.
+library does not do as well: at worst it took {most:.1f} times as long.
+Networks of matrices alone can gain, above all in products: at best {least:.1f} times less.
+On a processor the default is one at a time: convolutions lose more than matrices gain.
+For points it is set by `together`, for an operator by `dataclasses.replace(operator, together=8)`.
+On other devices the default is eight, in the expectation that small networks leave a GPU idle; that
+was not measured here.
 
 Measured in one process with PyTorch {version} and {vectors} vectors.
 """

@@ -63,6 +63,15 @@ def test_a_row_says_what_was_reported_and_measured_and_where_to_look(book):
     assert "  - {claim}`no-it-is`\n  - –\n" in scorecard.scorecard([chapter("modulo-permutation")])
 
 
+def test_a_chapter_without_claims_has_no_table(book):
+    made = chapter("convexity")
+    for cell in made.content.cells:
+        cell.pop("outputs", None)
+    assert scorecard.scorecard([made]) == "No chapter on a property holds a claim yet.\n"
+    text = scorecard.scorecard([made, chapter("modulo-permutation")])
+    assert "convexity" not in text and text.count("### ") == 1
+
+
 def test_it_is_written_for_the_chapters_that_the_contents_list(book):
     path = book / "book" / "_properties" / "scorecard.md"
     pages.write(book)

@@ -28,6 +28,9 @@ from sokmerge import merge, params, probe, symmetry
 from sokmerge.errors import ArgumentError
 from sokmerge.symmetry import Axis, Block, PermutationGroup, Site
 
+# A rehearsal takes as long as there are tensors: where a bias would only be one more of a kind that
+# a network has already, it is left out.
+
 SIDE, CLASSES = 10, 3  # images of one channel, 10 x 10; the transformer reads a row as a token
 
 
@@ -42,8 +45,9 @@ def _mlp() -> tuple[nn.Module, PermutationGroup]:
 def _cnn() -> tuple[nn.Module, PermutationGroup]:
     """Convolutions, BatchNorm, a flattening and linear layers, in a chain."""
     module = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(45, 7), nn.ReLU(), nn.Linear(7, CLASSES),
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3, bias=False),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(45, 7), nn.ReLU(),
+        nn.Linear(7, CLASSES, bias=False),
     )  # fmt: skip
     return module, symmetry.chain(module, ["0", "1", "3", "6", "8"])
 
@@ -58,8 +62,8 @@ class _Residual(nn.Module):
         self.first_norm = nn.BatchNorm2d(inner)
         self.second = nn.Conv2d(inner, width, 3, padding=1, bias=False)
         self.second_norm = nn.BatchNorm2d(width)
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, CLASSES)
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.head = nn.Linear(width, CLASSES, bias=False)
 
     def forward(self, x):
         x = F.relu(self.stem(x))
@@ -71,8 +75,9 @@ def _residual() -> tuple[nn.Module, PermutationGroup]:
     """What is added to the residual stream has the order of the stream: one block for both."""
     module = _Residual()
 
-    def norm(name, *statistics):
+    def norm(name):
         plain = [Axis(f"{name}.{p}", 0) for p in ("weight", "bias")]
+        statistics = ("running_mean", "running_var")
         return [*plain, *(Axis(f"{name}.{s}", 0, buffer=True) for s in statistics)]
 
     stream = Block(
@@ -82,8 +87,8 @@ def _residual() -> tuple[nn.Module, PermutationGroup]:
             Axis("stem.weight", 0),
             Axis("first.weight", 1),
             Axis("second.weight", 0),
-            *norm("second_norm", "running_mean", "running_var"),
-            *norm("norm"),
+            *norm("second_norm"),
+            Axis("norm.weight", 0),
             Axis("head.weight", 1),
         ),
         Site("norm", -1),
@@ -93,7 +98,7 @@ def _residual() -> tuple[nn.Module, PermutationGroup]:
         5,
         (
             Axis("first.weight", 0),
-            *norm("first_norm", "running_mean", "running_var"),
+            *norm("first_norm"),
             Axis("second.weight", 1),
         ),
         Site("second", 1),
@@ -105,11 +110,7 @@ HEADS, HEAD, MODEL, INNER = 2, 3, 6, 5
 
 
 class _Encoder(nn.Module):
-    """One layer of a transformer, normalised before each branch.
-
-    Where a bias would only be one more tensor of a kind that is there already, it is left out: a
-    rehearsal takes as long as there are tensors.
-    """
+    """One layer of a transformer, normalised before each branch."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -74,7 +74,9 @@ def test_a_fault_deep_in_a_routine_would_be_caught(stage, error, factor):
 
     risk = probe.EmpiricalRisk(stage.module, stage.inputs, stage.targets, loss=faulty, chunk=4)
     with pytest.raises(error):
-        probe.line(risk, stage.a, stage.b, points=3)
+        probe.line(risk, stage.a, stage.b, points=3, together=1)
+    with pytest.raises((RuntimeError, FakeTensorDeviceMismatchError)):  # vmap says it in its words
+        probe.line(risk, stage.a, stage.b, points=3, together=3)
 
 
 def test_each_method_stands_in_a_branch_that_is_rehearsed(declared):
@@ -88,8 +90,13 @@ WAITING = {"item", "tolist", "cpu", "numpy", "nonzero", "synchronize", "equal", 
 ALLOWED = {
     ("params.py", "host"),  # every number that a decision or a result needs
     ("merge/alignment/matching.py", "assign"),  # the assignment is solved on the host
-    # Arrays that were never on a device: candidates of a search, units and places of a symmetry.
+    # Arrays that were never on a device: candidates of a search, units and places of a symmetry,
+    # weights, radii and numbers that a probe was given, and its draws.
     ("merge/aggregation/evolutionary.py", "made"),
+    ("probe/convexity.py", "basin"),
+    ("probe/convexity.py", "hull"),
+    ("probe/directedness/subspace.py", "share"),
+    ("probe/star.py", "star"),
     ("symmetry/permutation.py", "sample"),
     ("symmetry/solving.py", "_axes"),
     ("symmetry/units.py", "_of_kin"),
