@@ -66,9 +66,10 @@ def counted(claims: Iterable[Mapping[str, Any]], what: str = "Claims") -> str:
 
 def measured(claim: Mapping[str, Any]) -> list[str]:
     """Return what each test of a claim found and expected, as MyST."""
+    space = "\N{NO-BREAK SPACE}"
     return [
-        f"{literal(test['label'])}: {literal(test['measured'])}, n = {test['n']}; "
-        f"expected {literal(test['relation'])} {test['threshold']:g}"
+        f"{literal(test['label'])}: {literal(test['measured'])}, n{space}={space}{test['n']}; "
+        f"expected {literal(test['relation'])}{space}{test['threshold']:g}"
         for test in claim["tests"]
     ]
 
@@ -95,4 +96,4 @@ def _table(claims: Iterable[Mapping[str, Any]]) -> str:
         for claim in claims
     ]
     heads = ["Observation", "Reported", "Measured here", "Verdict", "Figure"]
-    return table(heads, rows, "28 20 28 14 10", "sm-sortable sm-scorecard")
+    return table(heads, rows, "26 18 27 19 10", "sm-sortable sm-scorecard")
