@@ -81,9 +81,9 @@ class _Numbers:
 
     def pin(self, terms: Iterable[Array]) -> None:
         for term in terms:
-            self.equal(term.ravel(), np.zeros(term.size, dtype=np.int64))
+            self.identify(term.ravel(), np.zeros(term.size, dtype=np.int64))
 
-    def equal(self, a: Array, b: Array) -> None:
+    def identify(self, a: Array, b: Array) -> None:
         """Numbers one by one are equal."""
         a, b = np.broadcast_arrays(a, b)
         if a.size > LARGEST:
@@ -238,12 +238,12 @@ class _Reading:
         if len(ours) <= 1 and len(theirs) <= 1:
             zero = np.zeros((1,) * len(shape), dtype=np.int64)
             x, y = ours[0] if ours else zero, theirs[0] if theirs else zero
-            self.numbers.equal(x, y)
+            self.numbers.identify(x, y)
             return Scaled(shape, (x,) if ours and theirs else ())
         x, y = ({_pattern(t): t for t in terms} for terms in (ours, theirs))
         if x.keys() == y.keys() and len(x) == len(ours) == len(theirs):
             for key, term in x.items():
-                self.numbers.equal(term, y[key])
+                self.numbers.identify(term, y[key])
             return Scaled(shape, tuple(ours))
         self.numbers.pin([*ours, *theirs])
         return Scaled(shape)
@@ -283,7 +283,7 @@ class _Reading:
         rest = [t for x in (a, b) for t in x.terms if t.shape[-1] == 1]
         if len(ours) == len(theirs) == 1:
             x, y = ours[0], theirs[0]
-            self.numbers.equal(x, -y)
+            self.numbers.identify(x, -y)
             if self.kind == "matrix":
                 self.sums += [x, y]
                 for side, term in enumerate((x, y)):

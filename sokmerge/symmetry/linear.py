@@ -82,9 +82,9 @@ class _Diagonal:
                 if axis.alias and axis.parameter not in moved:
                     continue
                 tensor = _fitting(moved, axis.parameter, axis.dim, len(axis.units), name)
-                units = torch.from_numpy(axis.units)
-                powers = torch.from_numpy(axis.powers).double()
-                line = torch.where(units >= 0, factors.cpu()[units.clamp(min=0)] ** powers, 1.0)
+                units = torch.from_numpy(axis.units).to(factors.device)
+                powers = torch.from_numpy(axis.powers).to(factors)
+                line = torch.where(units >= 0, factors[units.clamp(min=0)] ** powers, 1.0)
                 shape = [-1 if d == axis.dim else 1 for d in range(tensor.dim())]
                 line = line.to(tensor.device, tensor.dtype).view(shape)
                 moved[axis.parameter] = tensor * line
@@ -235,7 +235,7 @@ class Mixing:
         """
         moved = dict(params)
         for name, count, size, axes in self.blocks:
-            make = _required(element, name, (count, size, size)).double().cpu()
+            make = _required(element, name, (count, size, size)).double()
             read = torch.linalg.inv(make).mT
             for axis in axes:
                 if axis.alias and axis.parameter not in moved:

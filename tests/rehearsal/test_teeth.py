@@ -90,13 +90,16 @@ WAITING = {"item", "tolist", "cpu", "numpy", "nonzero", "synchronize", "equal", 
 ALLOWED = {
     ("params.py", "host"),  # every number that a decision or a result needs
     ("merge/alignment/matching.py", "assign"),  # the assignment is solved on the host
+    ("merge/alignment/matching.py", "assign_nested"),  # so are those within one another
     # Arrays that were never on a device: candidates of a search, units and places of a symmetry,
     # weights, radii and numbers that a probe was given, and its draws.
     ("merge/aggregation/evolutionary.py", "made"),
+    ("merge/alignment/similarities.py", "_updated"),
     ("probe/convexity.py", "basin"),
     ("probe/convexity.py", "hull"),
     ("probe/directedness/subspace.py", "share"),
     ("probe/star.py", "star"),
+    ("symmetry/factors.py", "mixing"),
     ("symmetry/permutation.py", "sample"),
     ("symmetry/solving.py", "_axes"),
     ("symmetry/units.py", "_of_kin"),
