@@ -52,15 +52,15 @@ def test_memory_format_does_not_change_the_function(arch):
 @pytest.mark.parametrize("images", [16, 40])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_memory_format_does_not_change_the_gradients(arch, images):
-    x = torch.randn(images, 1, 28, 28)
+    x = torch.randn(images, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     found = []
     for form, kind in ((torch.channels_last, x.dtype), (torch.contiguous_format, torch.float64)):
         module = models.build(arch).train().to(kind, memory_format=form)
         module(x.to(kind).contiguous(memory_format=form)).square().mean().backward()
         found.append([parameter.grad for parameter in module.parameters()])
     for single, double in zip(*found, strict=True):
-        near = 1e-4 * double.abs().max().item()
-        torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=near)
+        # Not entry by entry: a ReLU near zero may be on in one precision and off in the other.
+        assert (single - double).norm() < 2e-3 * double.norm()
 
 
 def test_the_chain_names_layers_in_order():
