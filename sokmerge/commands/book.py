@@ -77,6 +77,37 @@ def execute(
 
 
 @group.command()
+def repeat(
+    names: Names = None,
+    jobs: Annotated[int, typer.Option(min=1, help="How many at a time, one thread each.")] = 2,
+) -> None:
+    """Execute chapters with another zoo and keep only the verdicts of their claims.
+
+    SOKMERGE_MASTER_SEED says which zoo; `sokmerge zoo retrain` and `sokmerge results make` make
+    its networks and tables. The chapters and their figures stay as they are.
+    """
+    from sokmerge.reader import execution, repeats
+    from sokmerge.testbed.recipes import master_seed
+
+    made: list[Chapter] = []
+    master = master_seed()
+    selected = _selected(names)
+    if master == 0:
+        repeats.keep(root(), [], master)
+    failed = execution.execute(selected, jobs=jobs, done=made.append, write=False)
+    known = {claim["id"]: claim for claim in listing.claims(selected)}
+    for claim in listing.claims(made):
+        before = known.get(claim["id"], {}).get("verdict", "not there")
+        same = "" if before == claim["verdict"] else f", here {before}"
+        typer.echo(f"{claim['id']}: {claim['verdict']}{same}")
+    for error in failed:
+        typer.echo(f"{getattr(error, 'trace', '')}\nerror: {error}", err=True)
+    typer.echo(repeats.keep(root(), made, master))
+    if failed:
+        raise typer.Exit(1)
+
+
+@group.command()
 def check(names: Names = None) -> None:
     """Check what must hold in the chapters; exit 1 and say what does not."""
     selected = _selected(names)

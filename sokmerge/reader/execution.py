@@ -53,7 +53,11 @@ class Failed(FileError):
 
 
 def execute(
-    selected: Iterable[Chapter], *, jobs: int = 2, done: Callable[[Chapter], None] | None = None
+    selected: Iterable[Chapter],
+    *,
+    jobs: int = 2,
+    done: Callable[[Chapter], None] | None = None,
+    write: bool = True,
 ) -> list[SokmergeError]:
     """Execute chapters and write their outputs, stamps and figures.
 
@@ -64,7 +68,8 @@ def execute(
     Args:
         selected: the chapters.
         jobs: how many run at the same time.
-        done: called with each chapter that has been written.
+        done: called with each chapter that has been written, or would have been.
+        write: if false, all files stay as they are.
 
     Returns:
         One error for each chapter that failed, naming its cell.
@@ -74,11 +79,15 @@ def execute(
     selected = list(selected)
     cells = sum(len(code_cells(chapter.content)) for chapter in selected)
     with tqdm(total=cells, unit="cell", disable=None, leave=False) as bar:
-        return asyncio.run(_all(selected, jobs, bar, done))
+        return asyncio.run(_all(selected, jobs, bar, done, write))
 
 
 async def _all(
-    selected: list[Chapter], jobs: int, bar: tqdm, done: Callable[[Chapter], None] | None
+    selected: list[Chapter],
+    jobs: int,
+    bar: tqdm,
+    done: Callable[[Chapter], None] | None,
+    write: bool,
 ) -> list[SokmergeError]:
     free, running, failed = asyncio.Semaphore(jobs), [], []
 
@@ -87,7 +96,7 @@ async def _all(
             running.append(chapter.name)
             bar.set_description(", ".join(running))
             try:
-                made = await _execute(chapter, lambda: bar.update())
+                made = await _execute(chapter, lambda: bar.update(), write)
             except SokmergeError as error:
                 failed.append(error)
             else:
@@ -100,7 +109,7 @@ async def _all(
     return failed
 
 
-async def _execute(chapter: Chapter, tick: Callable[[], object]) -> Chapter:
+async def _execute(chapter: Chapter, tick: Callable[[], object], write: bool) -> Chapter:
     content = copy.deepcopy(chapter.content)
     for cell in code_cells(content):
         cell.outputs, cell.execution_count = [], None
@@ -111,8 +120,9 @@ async def _execute(chapter: Chapter, tick: Callable[[], object]) -> Chapter:
         _number_figures(made)
         content.metadata[freshness.KEY] = freshness.stamp(content, facts)
         _keep_seconds(chapter.content, content)
-        _publish(made, Path(stage))
-    if content != chapter.content:
+        if write:
+            _publish(made, Path(stage))
+    if write and content != chapter.content:
         made.write()
     return made
 

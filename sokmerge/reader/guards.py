@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nbformat import NotebookNode
 
-from sokmerge.reader import listing, pictures, records
+from sokmerge.reader import listing, pictures, records, repeats
 from sokmerge.reader.chapters import Chapter, chapters, code_cells, displays
 from sokmerge.reader.citations import keys_of
 from sokmerge.reader.digits import MOST_DIGITS
@@ -196,6 +196,13 @@ def check_book(base: Path) -> list[str]:
         for page in sorted((base / "book").glob("*.md"))
         for name in listing.linked(page.read_text(encoding="utf-8"))
         if name not in held
+    ]
+    known, by_id = repeats.kept(base), {claim["id"]: claim for claim in claims}
+    told += [
+        f"{repeats.FILE} holds a verdict on {name!r}, which no chapter asks like that now: "
+        "sokmerge chapters repeat, with SOKMERGE_MASTER_SEED, makes it again"
+        for name in sorted(known["claims"])
+        if name not in by_id or repeats.repeated(by_id[name], known) is None
     ]
     ids = {figure.record["id"] for chapter in found for figure in chapter.figures}
     folder = base / PUBLIC

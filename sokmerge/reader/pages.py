@@ -1,7 +1,7 @@
 """Pages that are made from what the notebooks hold: the claims ledger and the figure index.
 
 So are the parts of the taxonomy page that say what each method is, if the methods are given, and
-the scorecard of the four properties, if there are chapters on them.
+the scorecards of the parts that have one.
 
 They are plain MyST. Files of figures are linked by HTML, for they are no pages of the book: the
 site has ``book/public`` at its root.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sokmerge.files import write_atomically
-from sokmerge.reader import listing, scorecard, taxonomy_map, taxonomy_table
+from sokmerge.reader import listing, repeats, scorecard, taxonomy_map, taxonomy_table
 from sokmerge.reader.chapters import Chapter, chapters
 from sokmerge.reader.citations import keys_of
 from sokmerge.reader.claims import MARKS
@@ -69,13 +69,13 @@ def write(base: Path, methods: Sequence[Method] = ()) -> list[Path]:
         pages = [chapter for chapter in found if chapter.name in listed]
         for name, text in taxonomy(pages, methods, keys_of(base)).items():
             contents[base / "book" / "_taxonomy" / name] = text.encode()
-    properties = [
-        made for made in found if scorecard.is_on_a_property(made) and made.name in listed
-    ]
-    if properties:
-        folder = base / "book" / "_properties"
-        contents[folder / "scorecard.md"] = scorecard.scorecard(properties).encode()
-        contents[folder / "links.md"] = _counted_links(base, found).encode()
+    for part in scorecard.PARTS:
+        own = [made for made in found if made.name in part.chapters and made.name in listed]
+        if own:
+            folder = base / "book" / f"_{part.name}"
+            card = scorecard.scorecard(part, own, repeats.kept(base))
+            contents[folder / "scorecard.md"] = card.encode()
+            contents[folder / "links.md"] = _counted_links(base, part.name, found).encode()
     for chapter in found:
         for figure in chapter.figures:
             name = figure.record["id"]
@@ -137,9 +137,9 @@ def taxonomy(found: Iterable[Chapter], methods: Sequence[Method], keys: set[str]
     }
 
 
-def _counted_links(base: Path, found: Iterable[Chapter]) -> str:
-    """Return how many claims the page of the four properties links, by verdict."""
-    page = base / "book" / "properties.md"
+def _counted_links(base: Path, part: str, found: Iterable[Chapter]) -> str:
+    """Return how many claims the page of a part links, by verdict."""
+    page = base / "book" / f"{part}.md"
     linked = set(listing.linked(page.read_text(encoding="utf-8"))) if page.is_file() else set()
     claims = [claim for claim in listing.claims(found) if claim["id"] in linked]
     return scorecard.counted(claims, "Claims that it links") + "\n"

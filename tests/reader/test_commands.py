@@ -6,13 +6,14 @@ import pytest
 from typer.testing import CliRunner
 
 from sokmerge.cli import app
+from sokmerge.reader import repeats
 from sokmerge.reader.chapters import chapter
 
 
 @pytest.fixture
 def call():
-    def call(*arguments):
-        return CliRunner().invoke(app, arguments)
+    def call(*arguments, **how):
+        return CliRunner().invoke(app, arguments, **how)
 
     return call
 
@@ -69,6 +70,14 @@ def test_a_chapter_from_stale_to_checked(small_book, call):
     assert "1 chapters executed, 0 failed" in told.stdout
     assert "0 chapters executed" in call("chapters", "execute", "--stale").stdout
     assert "1 figures, 1 claims" in call("chapters", "list").stdout
+    assert call("chapters", "check").exit_code == 0
+    files = {path: path.read_bytes() for path in small_book.rglob("*") if path.is_file()}
+    told = call("chapters", "repeat", "--jobs", "1", env={"SOKMERGE_MASTER_SEED": "1"})
+    assert "line-has-a-barrier: supported\n" in told.stdout and told.exit_code == 0
+    assert files == {path: path.read_bytes() for path in files}, "only the verdicts are kept"
+    assert repeats.kept(small_book)["claims"].keys() == {"line-has-a-barrier"}
+    told = call("chapters", "repeat")
+    assert told.exit_code == 1 and "SOKMERGE_MASTER_SEED: found 0" in told.stderr
     assert call("chapters", "check").exit_code == 0
     written = [line.rsplit("/", 1)[-1] for line in call("pages").stdout.splitlines()]
     parts = ["map.html", "needs.md", "equations.md"]

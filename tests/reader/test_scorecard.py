@@ -38,7 +38,7 @@ def book(executed_book):
 
 
 def test_each_claim_stands_in_the_group_of_its_property(book):
-    text = scorecard.scorecard(chapters(book))
+    text = scorecard.scorecard(scorecard.PROPERTIES, chapters(book))
     assert text.startswith(
         "Claims: 3, of which 1 supported, 1 not supported, 1 inconclusive at this scale.\n"
     )
@@ -54,22 +54,24 @@ def test_each_claim_stands_in_the_group_of_its_property(book):
 
 
 def test_a_row_says_what_was_reported_and_measured_and_where_to_look(book):
-    text = scorecard.scorecard([chapter("convexity")])
+    text = scorecard.scorecard(scorecard.PROPERTIES, [chapter("convexity")])
     assert myst.literal("It is *yes*.") + " {cite:p}`doe2020line`" in text
     assert "\n  - 1 \\<p\\>\n" in text
     measured = chapter("convexity").claims[0].record["tests"][0]["measured"]
     told = f"  - a\\_b: {myst.literal(measured)}, n = 5; expected \\> 0\n"
     assert told in text.replace("\N{NO-BREAK SPACE}", " ")
     assert "  - {claim}`yes-it-is`\n  - {numref}`fig-loss-line`\n" in text
-    assert "  - {claim}`no-it-is`\n  - –\n" in scorecard.scorecard([chapter("modulo-permutation")])
+    other = scorecard.scorecard(scorecard.PROPERTIES, [chapter("modulo-permutation")])
+    assert "  - {claim}`no-it-is`\n  - –\n" in other
 
 
 def test_a_chapter_without_claims_has_no_table(book):
     made = chapter("convexity")
     for cell in made.content.cells:
         cell.pop("outputs", None)
-    assert scorecard.scorecard([made]) == "No chapter on a property holds a claim yet.\n"
-    text = scorecard.scorecard([made, chapter("modulo-permutation")])
+    none = "No chapter of this part holds a claim yet.\n"
+    assert scorecard.scorecard(scorecard.PROPERTIES, [made]) == none
+    text = scorecard.scorecard(scorecard.PROPERTIES, [made, chapter("modulo-permutation")])
     assert "convexity" not in text and text.count("### ") == 1
 
 
@@ -80,7 +82,7 @@ def test_it_is_written_for_the_chapters_that_the_contents_list(book):
     with open(book / "_toc.yml", "a") as toc:
         toc.write("- file: notebooks/properties/convexity\n")
     assert path in pages.write(book)
-    assert path.read_text() == scorecard.scorecard([chapter("convexity")])
+    assert path.read_text() == scorecard.scorecard(scorecard.PROPERTIES, [chapter("convexity")])
 
 
 def test_the_claims_that_the_page_links_are_counted_once_each(book):
@@ -97,12 +99,28 @@ def test_the_claims_that_the_page_links_are_counted_once_each(book):
     assert links.read_text() == told
 
 
-def test_every_chapter_on_a_property_is_in_a_group(root):
+@pytest.mark.parametrize("part", scorecard.PARTS, ids=lambda part: part.name)
+def test_every_chapter_of_a_part_is_in_a_group(root, part):
     """And no name of a group is misspelt, once its chapter is there."""
-    grouped = [name for names in scorecard.PROPERTIES.values() for name in names]
-    assert len(grouped) == len(set(grouped))
-    there = {made.name for made in chapters(root) if made.name.startswith("properties/")}
-    assert there <= set(grouped)
+    assert len(part.chapters) == len(set(part.chapters))
+    there = {made.name for made in chapters(root) if made.name.startswith(f"{part.name}/")}
+    assert there <= set(part.chapters)
+
+
+def test_another_zoo_has_a_column_once_it_is_known(book):
+    known = {"master seed": 1, "claims": {}}
+    asked = [("label", "a_b"), ("relation", "<"), ("threshold", 0.5)]
+    other = {"chapter": "x", "tests": [dict(asked, measured="0.45", n=5)]}
+    known["claims"]["no-it-is"] = {**other, "verdict": "supported"}
+    known["claims"]["open-it-is"] = {**other, "verdict": "supported"}
+    text = scorecard.scorecard(scorecard.PROPERTIES, [chapter("modulo-permutation")], known)
+    assert "Of 1 claims that were asked again" in text and "1 the opposite one" in text
+    assert "  - {claim}`no-it-is`\n  - supported" in text and "0.45" in text
+    assert "  - {claim}`open-it-is`\n  - –\n" in text, "it asked something else there"
+    known["claims"] = {}
+    assert "nother zoo" not in scorecard.scorecard(
+        scorecard.PROPERTIES, [chapter("modulo-permutation")], known
+    )
 
 
 def test_without_a_claim_the_count_is_none():
