@@ -106,6 +106,12 @@ def test_the_code_of_a_study_is_all_its_files(monkeypatch, tmp_path):
     (tmp_path / "other" / "part.py").write_text("x = 1")
     after = [study.code_of(name) for name in studies.names()]
     assert after[0] == before[0] and after[1] != before[1]
+    (tmp_path / "one_study.py").write_text('"""What\nit\ndoes."""\nSTUDY = 1')
+    told = study.code_of("one-study")
+    (tmp_path / "one_study.py").write_text('"""What it does."""\nSTUDY = 1')
+    assert study.code_of("one-study") == told, "better words change no number"
+    (tmp_path / "one_study.py").write_text('"""What it does."""\nSTUDY = 2')
+    assert study.code_of("one-study") != told
 
 
 @pytest.mark.parametrize("name", studies.names())
