@@ -11,7 +11,7 @@ import typer
 from sokmerge import studies
 from sokmerge.errors import FileError
 from sokmerge.reader.tables import Table, difference
-from sokmerge.studies.study import describe, folder
+from sokmerge.studies.study import describe, described, folder
 
 __all__ = ["app"]
 
@@ -35,11 +35,17 @@ def list_() -> None:
 
 
 @app.command()
-def make(names: Names = None, jobs: Jobs = 1) -> None:
+def make(
+    names: Names = None,
+    jobs: Jobs = 1,
+    into: Annotated[
+        Path | None, typer.Option(help="Folder to write to; by default where they are read.")
+    ] = None,
+) -> None:
     """Run studies for every seed and write their results."""
     for name in names or studies.names():
-        path = studies.make(name, jobs=jobs)
-        typer.echo(f"{path}  {describe(name)['seconds']:g} CPU s")
+        path = studies.make(name, jobs=jobs, into=into)
+        typer.echo(f"{path}  {described(path.parent, name)['seconds']:g} CPU s")
 
 
 @app.command()

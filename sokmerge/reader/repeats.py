@@ -15,8 +15,9 @@ from typing import Any
 from sokmerge.errors import ArgumentError, FileError
 from sokmerge.files import write_atomically
 from sokmerge.reader.chapters import Chapter
+from sokmerge.reader.estimates import REPLICATES
 
-__all__ = ["FILE", "keep", "kept", "repeated"]
+__all__ = ["FILE", "keep", "kept", "of_both", "repeated"]
 
 FILE = "book/another-zoo.json"
 """Where the verdicts stand, below the root of the book."""
@@ -104,6 +105,22 @@ def repeated(claim: Mapping[str, Any], known: Mapping[str, Any]) -> Mapping[str,
     if other is None or _asked(other) != _asked(claim):
         return None
     return other
+
+
+def of_both(claim: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether a claim rests on both zoos at once, so that it comes out alike in either.
+
+    >>> asked = {"label": "gain", "relation": ">", "threshold": 0.0, "measured": "1.0", "n": 10}
+    >>> of_both({"tests": [asked]}, {"tests": [asked]})
+    True
+    >>> of_both({"tests": [asked]}, {"tests": [{**asked, "measured": "0.9"}]})
+    False
+    """
+    pairs = list(zip(claim["tests"], other["tests"], strict=True))
+    return all(
+        here["measured"] == there["measured"] and here["n"] == there["n"] >= 2 * REPLICATES
+        for here, there in pairs
+    )
 
 
 def _asked(claim: Mapping[str, Any]) -> list[tuple[Any, ...]]:

@@ -127,10 +127,11 @@ def _counts(part: Part, groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> st
 
 def _told(claims: Sequence[Mapping[str, Any]], others: Mapping[str, Any]) -> str:
     """Return in how many claims another zoo led to the same verdict, and to its opposite."""
+    again = [(claim, other) for claim in claims if (other := others[claim["id"]])]
     pairs = [
-        (claim["verdict"], others[claim["id"]]["verdict"])
-        for claim in claims
-        if others[claim["id"]]
+        (claim["verdict"], other["verdict"])
+        for claim, other in again
+        if not repeats.of_both(claim, other)
     ]
     same = sum(here == there for here, there in pairs)
     opposite = sum(
@@ -139,12 +140,15 @@ def _told(claims: Sequence[Mapping[str, Any]], others: Mapping[str, Any]) -> str
     return (
         f"Of {len(pairs)} claims that were asked again in a zoo trained from other seeds, "
         f"{same} have the same verdict there, and {opposite} the opposite one."
+        + (f" {both} more rest on both zoos at once." if (both := len(again) - len(pairs)) else "")
     )
 
 
 def _other(claim: Mapping[str, Any], other: Mapping[str, Any] | None) -> str:
     if other is None:
         return NOTHING
+    if repeats.of_both(claim, other):
+        return "both in one"
     if other["verdict"] == claim["verdict"]:
         return "same"
     found = "; ".join(

@@ -28,9 +28,16 @@ from sokmerge.reader.tables import Table
 from sokmerge.testbed import zoo
 from sokmerge.testbed.recipes import SEEDS, master_seed
 
-__all__ = ["SHIPPED", "Study", "code_of", "describe", "folder", "make", "named", "names", "results"]
+__all__ = [
+    "OTHER", "SHIPPED", "Study", "code_of", "describe", "described", "folder", "make", "named",
+    "names", "results",
+]  # fmt: skip
 
 SHIPPED = Path(__file__).parent / "results"
+"""Where the tables of the zoo that ships lie."""
+
+OTHER = SHIPPED / "another-zoo"
+"""Where tables of a zoo of master seed 1 lie, of the few studies whose claims need more seeds."""
 
 Row = Mapping[str, Any]
 
@@ -94,18 +101,32 @@ def folder() -> Path:
     return zoo.cache().parent / "results" if master_seed() else SHIPPED
 
 
-def results(name: str) -> pd.DataFrame:
+def results(name: str, *, both: bool = False) -> pd.DataFrame:
     """Return the results of a study, a row for each measurement; the read is recorded.
+
+    Args:
+        name: which study.
+        both: also the rows of the other zoo that ships (:data:`OTHER`), for a claim that five
+            networks do not settle. Its seeds are told apart as its networks are, by a thousand.
 
     Raises:
         FileError: the study was not made yet, or its file was altered since.
     """
-    path = folder() / f"{name}.csv"
-    do = f"Make them: sokmerge results make {name}."
+    first = _read(folder(), name)
+    if not both:
+        return first
+    other = _read(SHIPPED if master_seed() else OTHER, name)
+    return pd.concat([first, other.assign(seed=other["seed"] + 1000)], ignore_index=True)
+
+
+def _read(there: Path, name: str) -> pd.DataFrame:
+    path = there / f"{name}.csv"
+    into = f" --into {there}" if there == OTHER else ""
+    do = f"Make them: sokmerge results make {name}{into}."
     if not path.is_file():
         raise FileError(str(path), found="no such file", expected="results of a study", do=do)
     digest = sha256(path)
-    if describe(name).get("csv") != digest:
+    if described(there, name).get("csv") != digest:
         raise FileError(
             str(path),
             found=f"a table with SHA-256 {digest[:12]}...",
@@ -122,7 +143,12 @@ def describe(name: str) -> dict[str, Any]:
     Raises:
         FileError: it cannot be read.
     """
-    path = folder() / f"{name}.json"
+    return described(folder(), name)
+
+
+def described(there: Path, name: str) -> dict[str, Any]:
+    """Return what is told of the results of a study in a folder, as :func:`describe` does."""
+    path = there / f"{name}.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -117,6 +117,12 @@ def test_another_zoo_has_a_column_once_it_is_known(book):
     assert "Of 1 claims that were asked again" in text and "1 the opposite one" in text
     assert "  - {claim}`no-it-is`\n  - supported" in text and "0.45" in text
     assert "  - {claim}`open-it-is`\n  - –\n" in text, "it asked something else there"
+    asked = [("label", "a_b"), ("relation", ">"), ("threshold", 1.0)]
+    alike = chapter("modulo-permutation").claims[1].record["tests"][0]
+    alike = {**dict(asked), "measured": alike["measured"], "n": alike["n"]}
+    known["claims"]["open-it-is"] = {"verdict": "inconclusive at this scale", "tests": [alike]}
+    text = scorecard.scorecard(scorecard.PROPERTIES, [chapter("modulo-permutation")], known)
+    assert "  - {claim}`open-it-is`\n  - same\n" in text, "five networks are of one zoo"
     known["claims"] = {}
     assert "nother zoo" not in scorecard.scorecard(
         scorecard.PROPERTIES, [chapter("modulo-permutation")], known

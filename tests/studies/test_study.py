@@ -114,6 +114,24 @@ def test_the_code_of_a_study_is_all_its_files(monkeypatch, tmp_path):
     assert study.code_of("one-study") != told
 
 
+def test_the_other_zoo_that_ships_gives_further_seeds(made, monkeypatch, tmp_path):
+    monkeypatch.setattr(study, "OTHER", tmp_path / "other")
+    with pytest.raises(FileError, match="no such file.*results make squares --into"):
+        studies.results("squares", both=True)
+    with ThreadPoolExecutor(1) as executor:
+        studies.make("squares", executor=executor, into=study.OTHER)
+    table = studies.results("squares", both=True)
+    assert table["seed"].tolist() == [0, 1, 2, 1000, 1001, 1002]
+    assert table["y"].tolist() == [0, 1, 4] * 2
+
+
+@pytest.mark.parametrize("path", sorted(study.OTHER.glob("*.json")), ids=lambda path: path.stem)
+def test_tables_of_the_other_zoo_are_made_by_the_module_as_it_is(path):
+    told = json.loads(path.read_text(encoding="utf-8"))
+    assert told["code"] == study.code_of(path.stem) and told["master seed"] == 1
+    assert told["csv"] == sha256(path.with_suffix(".csv"))
+
+
 @pytest.mark.parametrize("name", studies.names())
 def test_every_study_is_made_by_the_module_as_it_is(name):
     told = json.loads((study.SHIPPED / f"{name}.json").read_text(encoding="utf-8"))
