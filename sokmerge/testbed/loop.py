@@ -91,12 +91,16 @@ class Run:
                 "step", found=repr(step), expected=f"{self.step} to {self.total}, steps to come"
             )
         for rows in self._batches(step):
-            self.optimizer.zero_grad()
-            F.cross_entropy(self.module(self.inputs[rows]), self.targets[rows]).backward()
-            self.optimizer.step()
+            self.descend(self.inputs[rows], self.targets[rows])
             self.scheduler.step()
             self.step += 1
             after(self.step)
+
+    def descend(self, inputs: Tensor, targets: Tensor) -> None:
+        """Take one step on a batch; a run that trains in another way does it here."""
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.module(inputs), targets).backward()
+        self.optimizer.step()
 
     def save(self) -> State:
         """Return a copy of the state."""
