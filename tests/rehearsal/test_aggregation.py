@@ -64,7 +64,9 @@ def _trains(stage):
 def _fedavg(stage):
     stage.require_there(
         merge.fedavg(stage.a, _trains(stage), weights=[1, 2, 3], fraction=0.7),
+        *merge.outer_step(stage.a, [stage.b, stage.c], stage.b, weights=[1, 2]),
     )
+    assert merge.bytes_communicated(stage.a, clients=2, rounds=3) > 0
 
 
 def _cold_fusion(stage):

@@ -2,10 +2,12 @@
 
 from sokmerge.merge.aggregation.adamerging import adamerging
 from sokmerge.merge.aggregation.average import average
+from sokmerge.merge.aggregation.communication import bytes_communicated
 from sokmerge.merge.aggregation.evolutionary import evolutionary
 from sokmerge.merge.aggregation.federated import Client, cold_fusion, fedavg
 from sokmerge.merge.aggregation.fisher import fisher, fisher_diagonal
 from sokmerge.merge.aggregation.model_stock import model_stock
+from sokmerge.merge.aggregation.outer import outer_step
 from sokmerge.merge.aggregation.papa import papa
 from sokmerge.merge.aggregation.regmean import gram_matrices, regmean
 from sokmerge.merge.aggregation.slerp import slerp
@@ -19,6 +21,7 @@ __all__ = [
     "Operated",
     "adamerging",
     "average",
+    "bytes_communicated",
     "cold_fusion",
     "ema",
     "evolutionary",
@@ -30,6 +33,7 @@ __all__ = [
     "lawa",
     "learned_soup",
     "model_stock",
+    "outer_step",
     "papa",
     "regmean",
     "representation_surgery",
