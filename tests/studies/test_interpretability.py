@@ -42,20 +42,23 @@ def whole(values):
 
 
 def test_rankings_agree_with_themselves_and_in_both_orders(of):
-    for a, b in itertools.product((*MASKS, *CAUSAL), repeat=2):
-        for measure, most in (("rank correlation", 1), ("shared", 100)):
-            found = of("agreement", measure, group=a, kind=b)
-            assert whole(found) and found == of("agreement", measure, group=b, kind=a)
-            assert max(found) <= most and (a != b or found == pytest.approx([most] * SEEDS))
+    names = [*MASKS, *CAUSAL]
+    rows = of.part("agreement").set_index(["measure", "seed", "group", "kind"]).value.sort_index()
+    for measure, most in (("rank correlation", 1), ("shared", 100)):
+        for seed in range(SEEDS):
+            square = rows[measure, seed].unstack().loc[names, names].to_numpy()
+            assert (square == square.T).all() and square.max() <= most
+            assert np.diag(square) == pytest.approx(most)
 
 
 def test_groups_are_there_for_every_ranking_and_grow(of):
-    for name in ("moved", "grafted", *CAUSAL, "random"):
-        for kind in ("undone", "added"):
-            for count, measure in itertools.product(COUNTS, ("loss", "accuracy")):
-                assert whole(of("groups", measure, group=name, kind=kind, x=count))
-    few, many = (of("groups", "loss", group="random", kind="undone", x=COUNTS[k]) for k in (0, -1))
-    assert (np.array(many) > few).all()
+    rows = of.part("groups").pivot(
+        index=["seed", "kind", "measure", "x"], columns="group", values="value"
+    )
+    assert len(rows) == SEEDS * 2 * 2 * len(COUNTS) and rows.notna().all(axis=None)
+    assert {*rows.columns} == {"moved", "grafted", "random", *CAUSAL}
+    drawn = rows.random.xs(("undone", "loss"), level=("kind", "measure")).unstack()
+    assert (drawn[COUNTS[-1]] > drawn[COUNTS[0]]).all()
 
 
 def test_masks_share_what_two_masks_can(of):
