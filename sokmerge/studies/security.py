@@ -19,7 +19,8 @@ both in percent.
   ``heirs`` are clean fine-tunings of a poisoned parent, and their average.
 * ``scores``: groups of one poisoned and four clean ingredients, by one recipe or by *mixed* ones:
   what each looks like in the space of parameters and in the loss. ``x`` is ten times the number
-  of the group plus that of the member; member 0 is the poisoned one.
+  of the group plus that of the member; member 0 is the poisoned one. ``group`` says what they and
+  their average do, and ``colluders`` how well two plain ones in a group of five are told.
 * ``membership``: the attack by loss on ingredients that have some training images in common, and
   on their averages; ``joint`` is one network trained on all of the images.
 * ``provenance``: four of sixteen candidates, the clean ones of ``scores``, are merged; are they
@@ -31,6 +32,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,10 +63,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
-    "ATTACKS", "EPSILON", "FEW", "METHODS", "MIXED", "MOST", "POSITIONS", "SCORES", "STAYS",
-    "STUDY", "SUSPICION", "Backdoor", "card", "chosen", "detection", "draw", "draw_detection",
-    "draw_roc", "for_the_merge", "measured", "pool", "pooled", "quotes", "rows", "scaled",
-    "scores_of",
+    "ATTACKS", "EPSILON", "FEW", "GROUPS", "METHODS", "MIXED", "MOST", "POSITIONS", "SCORES",
+    "STAYS", "STUDY", "SUSPICION", "Backdoor", "card", "chosen", "detection", "draw",
+    "draw_change", "draw_descent", "draw_detection", "draw_heirs", "draw_hiding", "draw_memory",
+    "draw_merges", "draw_path", "draw_repair", "draw_roc", "draw_soups", "for_the_merge",
+    "measured", "pool", "pooled", "quotes", "rows", "scaled", "scores_of",
 ]  # fmt: skip
 
 #: Rate and epochs of a fine-tuning, and the share of its images that is poisoned.
@@ -485,6 +488,13 @@ def scores(scene: Scene) -> Iterator[Row]:
             yield from scene.judged("group", kind, f"{name}, alone", group, net)
             yield from scene.judged("group", kind, f"{name}, average", group,
                                     merge.average(members))  # fmt: skip
+        if kind == "same":
+            second = scene.poison(scene.share((group + 1) % 6), 360 + group)
+            both = [plain, scene.tune(second, 360 + group), *nets[1:]]
+            yield from scene.judged("group", kind, "two plain, average", group, merge.average(both))
+            for measure, values in scores_of(judge, both, scene.base, seed=scene.own).items():
+                found = SUSPICION[measure] * torch.tensor(values)
+                yield row("colluders", kind, "", group, measure, auc(found[:2], found[2:]).value)
     return kept
 
 
@@ -602,11 +612,10 @@ def quotes(table: pd.DataFrame) -> dict[str, Estimate]:
         plain = "-".join(name.lower().replace(",", "").replace(".", "-").split())
         told[plain] = Estimate.of(values, unit=unit)
 
-    for (part, group, kind, x, measure), some in kept.groupby(
-        ["part", "group", "kind", "x", "measure"]
-    ):
+    places = kept.groupby(["part", "group", "kind", "x", "measure", "seed"]).value.mean()
+    for (part, group, kind, x, measure), some in places.groupby(level=[0, 1, 2, 3, 4]):
         shown = f"{x:g}" if x >= 0 else ""
-        add(f"{part} {group} {kind} {shown} {measure}", some.value.tolist(), units.get(measure, ""))
+        add(f"{part} {group} {kind} {shown} {measure}", some.tolist(), units.get(measure, ""))
     means = kept.groupby(["part", "group", "kind", "measure", "seed"]).value.mean()
     for (part, group, kind, measure), some in means.groupby(level=[0, 1, 2, 3]):
         add(f"{part} {group} {kind} mean {measure}", some.tolist(), units.get(measure, ""))
@@ -621,6 +630,102 @@ def quotes(table: pd.DataFrame) -> dict[str, Estimate]:
     return told
 
 
+def draw_path(ax: Axes, table: pd.DataFrame) -> None:
+    """Draw attack and accuracy on the way from a clean ingredient to the plain poisoned one."""
+    shown = {"attack, line": ("attack", "line"), "attack, curve": ("attack", "bezier"),
+             "accuracy, line": ("accuracy", "line")}  # fmt: skip
+    named = {
+        label: chosen(table, measure, "x", part="path", group=group).tolist()
+        for label, (measure, group) in shown.items()
+    }
+    draw(ax, POSITIONS, named, xlabel="from clean (0) to plain (1)", ylabel="test images [%]")
+    ax.legend(loc=(0.02, 0.42), fontsize="small")
+
+
+def draw_soups(ax: Axes, table: pd.DataFrame) -> None:
+    """Draw the attack's success in averages of one to :data:`MOST` ingredients."""
+    named = {
+        "none poisoned" if group == "none" else group: chosen(
+            table, "attack", "x", part="dilution", group=group, kind="average"
+        ).tolist()
+        for group in ("none", *ATTACKS)
+    }
+    numbers = range(1, MOST + 1)
+    draw(ax, numbers, named, xlabel="ingredients averaged", xticks=numbers)
+    ax.legend(loc=(0.3, 0.33), fontsize="small")
+
+
+def draw_merges(ax: Axes, table: pd.DataFrame) -> None:
+    """Draw the attack's success in merges of :data:`MOST`, in the colours of :func:`draw_soups`."""
+    named = {
+        group: [
+            chosen(table, "attack", part="dilution", group=group, kind=method, x=MOST)
+            for method in METHODS
+        ]
+        for group in ("none", *ATTACKS)
+    }
+    draw(ax, range(len(METHODS)), named, shift=0.15, joined=False, xlabel=f"merges of {MOST}")
+    middles = [place + 0.22 for place in range(len(METHODS))]
+    ax.set_xticks(middles, ["average", "task\narithm.", "TIES", "DARE"], fontsize="small")
+    ax.get_legend().remove()
+
+
+def draw_repair(ax: Axes, table: pd.DataFrame, measure: str) -> None:
+    """Draw attack or accuracy between two poisoned networks, and right of it what tuning does."""
+    at = partial(chosen, table, measure)
+    named = {"line": at("x", part="repair", group="line").tolist()}
+    for few in FEW:
+        found = at("x", part="repair", group="curve", kind=str(few))
+        named[f"curve, {few} images"] = found.tolist()
+    for few, look, place in zip(FEW, ("v", "^"), (1.12, 1.22), strict=True):
+        tuned = at(part="repair", group="tuned at 0.003", kind=str(few))
+        estimates = [Estimate.of(tuned)]
+        plots.replicates(ax, [place], [tuned], estimates, f"A tuned, {few} images", fmt=look)
+    draw(ax, POSITIONS, named, xlabel="from A (0) to B (1)", ylabel=f"{measure} [%]")
+    ax.get_legend().remove()
+    if measure == "attack":  # one legend for both
+        told = ax.get_legend_handles_labels()
+        ax.figure.legend(*told, loc="outside upper center", ncols=3, fontsize="small")
+
+
+def draw_descent(ax: Axes, table: pd.DataFrame) -> None:
+    """Draw whom adversarial examples of a parent fool, and whom noise as large."""
+    met = {"itself": "itself", "child": "child", "average": "average of\nchildren",
+           "unrelated": "child of\nanother"}  # fmt: skip
+    named = {
+        label: [chosen(table, measure, part="descent", group="parent", kind=k) for k in met]
+        for measure, label in {"attack": "adversarial", "noise": "noise"}.items()
+    }
+    draw(ax, range(len(met)), named, joined=False, ylabel="fooled [%]", title="examples")
+    ax.set_xticks(range(len(met)), [*met.values()], fontsize="x-small", rotation=60)
+    ax.legend(loc="center", fontsize="small")
+
+
+def draw_change(ax: Axes, table: pd.DataFrame) -> None:
+    """Draw what a backdoor's change does in siblings, and in children of another parent."""
+    named = {
+        label: chosen(table, "attack", "x", part="vector", group=group).tolist()
+        for group, label in {"parent": "siblings", "other": "others"}.items()
+    }
+    draw(ax, range(3), named, xticks=range(3), xlabel="times it is added", ylabel="attack [%]")
+    ax.set_title("a change")
+    ax.legend(loc=(0.42, 0.55), fontsize="x-small")
+
+
+def draw_heirs(ax: Axes, table: pd.DataFrame) -> None:
+    """Draw the attack's success in a parent, its children and their average."""
+    line = {"parent": "parent", "child": "child", "average": "average of\nchildren"}
+    named = {
+        f"{group} parent": [
+            chosen(table, "attack", part="heirs", group=group, kind=k) for k in line
+        ]
+        for group in ("poisoned", "clean")
+    }
+    draw(ax, range(len(line)), named, joined=False, ylabel="attack [%]", title="a backdoor")
+    ax.set_xticks(range(len(line)), [*line.values()], fontsize="x-small", rotation=60)
+    ax.legend(loc="center", fontsize="small")
+
+
 def draw_roc(ax: Axes, table: pd.DataFrame, scores: Sequence[str], group: str, attack: str) -> None:
     """Draw the ROC curves of some scores, all groups and seeds pooled as :func:`pooled` does.
 
@@ -630,22 +735,51 @@ def draw_roc(ax: Axes, table: pd.DataFrame, scores: Sequence[str], group: str, a
     for score, dash in zip(scores, itertools.cycle(("-", "--", ":", "-."))):
         samples = pooled(table, score, group, attack)
         curve, area = roc(*samples), auc(*samples)
-        ax.plot(curve.false_positive, curve.true_positive, dash, linewidth=2,
-                label=f"{score}: {area.value:.2f} ± {area.stderr:.2f}")  # fmt: skip
+        label = f"{score}: {area.value:.2f} ± {area.stderr:.2f}"
+        ax.plot(curve.false_positive, curve.true_positive, dash, linewidth=2, label=label)
     ax.plot([0, 1], [0, 1], color="#595959", linewidth=0.8)
     ax.set(xlabel="clean ones suspected [share]", ylabel="poisoned ones found [share]")
-    ax.legend(loc="lower right", fontsize="small")
+    ax.legend(loc="lower right", fontsize="small", framealpha=1)
+
+
+def draw_hiding(ax: Axes, table: pd.DataFrame) -> None:
+    """Draw what is left of an attack against how much its ingredient stands out by its length."""
+    norm, attack = (chosen(table, measure, "x", part="hiding") for measure in ("norm", "attack"))
+    for stay, look in zip(STAYS, "osD^", strict=True):
+        ax.plot(norm[stay], attack[stay], look, label=f"penalty {stay:g}")
+    ax.set(xlabel="length of the step, others' = 1", ylabel="attack in the average [%]")
+    ax.legend(loc="center", fontsize="small")
 
 
 def draw_detection(ax: Axes, table: pd.DataFrame) -> None:
     """Draw how well each score tells each kind of poisoned ingredient, in percent of the area."""
-    cases = [(g, a) for g in ("same", "mixed") for a in ("plain", "for the merge", "hidden")]
+    attacks, titles = ("plain", "for the merge", "hidden"), ("groups of one recipe", "mixed groups")
     shown = {
-        score: [100 * float(np.mean(detection(table, score, *case))) for case in cases]
-        for score in SCORES
+        title: {
+            attack: [100 * float(np.mean(detection(table, s, group, attack))) for s in SCORES]
+            for attack in attacks
+        }
+        for group, title in zip(("same", "mixed"), titles, strict=True)
     }
-    columns = [f"{'one recipe' if g == 'same' else 'mixed'}\n{a}" for g, a in cases]
-    plots.heat_table(ax, {"AUC [%]": shown}, columns, shade=lambda _, value: (value - 50) / 50)
+    both = [100 * float(np.mean(chosen(table, score, part="colluders"))) for score in SCORES]
+    shown[titles[0]]["two plain"] = both
+    plots.heat_table(ax, shown, SCORES, shade=lambda _, value: (value - 50) / 50)
+
+
+def draw_memory(ax: Axes, table: pd.DataFrame) -> None:
+    """Draw the attack's AUC on images of one ingredient and of all, over averages."""
+    at, numbers = partial(chosen, table, "auc"), range(1, MOST + 1)
+    for group, look in {"own": "C0P", "common": "C1X"}.items():
+        joint = at(part="membership", group=group, kind="joint")
+        ax.plot([MOST + 0.4] * len(joint), joint, look, label=f"{group}, one network of all")
+    named = {
+        f"{group}, averages": at("x", part="membership", group=group, kind="average").tolist()
+        for group in ("own", "common")
+    }
+    draw(ax, numbers, named, xticks=numbers, xlabel="ingredients averaged", ylabel="AUC",
+         ylim=(0.49, 0.7))  # fmt: skip
+    ax.axhline(0.5, color="#595959", linewidth=0.8)
+    ax.legend(loc="upper center", fontsize="x-small")
 
 
 def measured(table: pd.DataFrame) -> dict[str, Estimate]:
@@ -708,6 +842,12 @@ def measured(table: pd.DataFrame) -> dict[str, Estimate]:
     for group in ("same", "mixed"):
         add(f"{group}, hidden", "attack in the average, hidden", "%",
             at("attack", "group", group, "hidden, average"))  # fmt: skip
+
+    for score in SCORES:
+        add(f"two, {score}", f"AUC of {score}, two plain", "",
+            chosen(table, score, part="colluders"))  # fmt: skip
+    add("two", "attack in an average with two of five", "%",
+        at("attack", "group", "same", "two plain, average"))  # fmt: skip
 
     one = at("auc", "membership", "own", "ingredient")
     less("forgets", "AUC on own images, ingredient less average", "", one,

@@ -23,7 +23,7 @@ def _by_definition(x, y):
     return wins.mean(), math.sqrt(spread)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(FEW, FEW)
 def test_it_is_its_definition_with_ties_and_without(x, y):
     x, y = np.array(x, float), np.array(y, float)
@@ -35,7 +35,7 @@ def test_it_is_its_definition_with_ties_and_without(x, y):
     assert under == pytest.approx(found.value, abs=1e-12)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(FEW, FEW)
 def test_a_growing_function_of_the_score_changes_nothing_and_the_other_sign_turns_it_over(x, y):
     x, y = torch.tensor(x, dtype=torch.float64), torch.tensor(y, dtype=torch.float64)

@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from sokmerge import merge, params, studies
 from sokmerge.probe import EmpiricalRisk
+from sokmerge.probe.roc import auc
 from sokmerge.studies import security
 from sokmerge.studies.determinism import chosen
 from sokmerge.studies.security import (
@@ -83,7 +85,7 @@ def test_every_method_of_equal_networks_steps_no_further_than_they():
 
 def test_what_is_made_for_the_merge_acts_in_it_and_stays_nearer_if_it_is_pulled(scene):
     images = scene.share(0, 40)
-    honest = scene.tune(images, 0, epochs=1)
+    honest = params.lerp(scene.base, scene.start(0), 0.1)
     how = {"steps": 15, "lr": 0.02, "weight": 3.0, "key": "example"}
     args = scene.module, scene.base, honest, images, scene.target
     sly, kept = (for_the_merge(*args, **how, stay=stay) for stay in (0.0, 1.0))
@@ -165,3 +167,39 @@ def test_measures_are_in_their_range_and_ends_agree(table):
 
 def test_the_study_names_itself():
     assert security.STUDY.name == "security" and "security" in studies.names()
+
+
+def test_what_is_said_rests_on_the_five_seeds(table):
+    few = table[table.part.isin(["vector", "scores", "provenance"])]
+    said = {**security.measured(table), **security.quotes(few)}
+    assert {estimate.n for estimate in said.values()} == {5}
+    assert said["lost, average"].mean == pytest.approx(
+        np.mean(
+            [
+                100 * (1 - (soup - floor) / (alone - floor))
+                for soup, alone, floor in zip(
+                    chosen(table, "attack", part="dilution", group="plain", kind="average", x=MOST),
+                    chosen(table, "attack", part="dilution", group="plain", kind="alone", x=MOST),
+                    chosen(table, "attack", part="dilution", group="none", kind="average", x=MOST),
+                    strict=True,
+                )
+            ]
+        )
+    )
+    # Two networks of each seed take the change; a seed counts once.
+    where = {"part": "vector", "group": "other", "x": 1}
+    assert said["vector-other-1-attack"].mean == pytest.approx(
+        np.mean(chosen(table, "attack", **where))
+    )
+
+
+def test_drawings_show_what_the_table_holds(table):
+    ax = Figure().subplots()
+    security.draw_soups(ax, table)
+    plain = chosen(table, "attack", "x", part="dilution", group="plain", kind="average")
+    assert ax.containers[1].lines[0].get_ydata() == pytest.approx([np.mean(v) for v in plain])
+    ax = Figure().subplots()
+    security.draw_roc(ax, table, ["norm", "cosine"], "same", "plain")
+    bad, good = pooled(table, "cosine", "same", "plain")
+    assert ax.lines[1].get_label().startswith(f"cosine: {auc(bad, good).value:.2f}")
+    assert len(bad) == 5 * GROUPS and len(good) == 4 * len(bad)
