@@ -99,10 +99,11 @@ def test_planted_lines_are_low_and_shuffling_hides_them(of):
 
 
 def test_steering_has_every_task_and_layer(of):
-    for task, layer in itertools.product(TASKS, SPOTS):
-        for measure in ("cosine", "cosine by chance", "cosine with others", "steered", "moved",
-                        "random", "length", "reliability"):  # fmt: skip
-            assert whole(of("steering", measure, group=task, kind=layer))
+    rows = of.part("steering").query("kind != ''")
+    rows = rows.pivot(index=["seed", "group", "kind"], columns="measure", values="value")
+    assert len(rows) == SEEDS * len(TASKS) * len(SPOTS) and rows.notna().all(axis=None)
+    assert {"cosine", "cosine by chance", "cosine with others", "steered", "moved", "random",
+            "length", "reliability"} == {*rows.columns}  # fmt: skip
     assert whole(of.gain("steered", SPOTS[1])) and whole(of.gain("biases", ""))
 
 
