@@ -92,7 +92,8 @@ SPECIFICATIONS = {
 @functools.cache
 def _derived(name):
     """The network and its derived group."""
-    module, shape = SPECIFICATIONS[name][0]()
+    with torch.device("meta" if name == "VGG-11" else "cpu"):  # without values, as it is large
+        module, shape = SPECIFICATIONS[name][0]()
     return module, symmetry.of(module, torch.zeros(1, *shape[1:]))
 
 
