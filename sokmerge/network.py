@@ -78,6 +78,11 @@ class Network:
         """Whether there are BatchNorm layers whose statistics belong to the parameters."""
         return self._estimator is not None
 
+    @property
+    def keeping(self) -> tuple[str, ...]:
+        """The names of those layers, in the order in which the module holds them."""
+        return () if self._estimator is None else tuple(_keeping(self._estimator))
+
     def require(self, **named: Params) -> None:
         """Raise unless the Params belong to this network and are finite.
 
@@ -136,11 +141,20 @@ def _estimator(module: nn.Module) -> nn.Module | None:
     there is no such layer.
     """
     skeleton = _without_values(module)
-    layers = [m for m in skeleton.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for layer in layers:
+    layers = _keeping(skeleton)
+    for layer in layers.values():
         layer.train()
         layer.momentum = 1.0
     return skeleton if layers else None
+
+
+def _keeping(module: nn.Module) -> dict[str, nn.Module]:
+    """Return the BatchNorm layers that keep statistics, by name."""
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, _BatchNorm) and layer.track_running_stats
+    }
 
 
 def _without_values(module: nn.Module) -> nn.Module:

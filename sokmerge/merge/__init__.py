@@ -26,10 +26,12 @@ from sokmerge.merge.aggregation import (
     wise_ft,
 )
 from sokmerge.merge.alignment import (
+    Aligned,
     Matching,
     Universe,
     VarianceRatio,
     activation_matching,
+    aligned,
     annealed_matching,
     cca_merge,
     cycle_consistent_matching,
@@ -83,6 +85,7 @@ from sokmerge.merge.task_vectors import (
 from sokmerge.merge.taxonomy import Declaration, declaration, methods
 
 __all__ = [
+    "Aligned",
     "Client",
     "Conflict",
     "Declaration",
@@ -98,6 +101,7 @@ __all__ = [
     "VarianceRatio",
     "activation_matching",
     "adamerging",
+    "aligned",
     "annealed_matching",
     "average",
     "branch_train_merge",

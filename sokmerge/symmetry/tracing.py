@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
+import logging
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +27,7 @@ from sokmerge.symmetry.units import Units
 __all__ = ["OUTPUT", "Graph", "Reader", "Trace", "arguments", "operator_name", "trace"]
 
 OUTPUT = "an output of the network"
+_logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
 _VIEWS = {"chunk", "split", "split_with_sizes", "unbind"}  # they return lists of views
 
 
@@ -95,8 +99,7 @@ def _export(module: nn.Module, inputs: tuple[Any, ...], opaque: tuple[str, ...])
     for name in opaque:
         _close(skeleton, name, inputs)
     try:
-        with warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("ignore")
+        with _silence(), torch.enable_grad():
             return torch.export.export(skeleton, inputs, strict=False)
     except Exception as error:  # the exporter raises whatever the module's code does
         reason = str(error).strip().split("\n")[0]
@@ -107,6 +110,19 @@ def _export(module: nn.Module, inputs: tuple[Any, ...], opaque: tuple[str, ...])
             do="Rewrite that line, or name the submodule that holds it: opaque=('name',). "
             "Its own parameters stay, and so do the units at its border.",
         ) from error
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter from printing its warnings and the graph so far; its error says enough."""
+    before = _logger.disabled
+    _logger.disabled = True
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        _logger.disabled = before
 
 
 def _without_values(module: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The architectures of the book: a multilayer perceptron, a plain CNN and a residual CNN.
+"""The architectures of the book: a multilayer perceptron, a plain and a residual CNN, a small ViT.
 
 An architecture is a frozen dataclass; :func:`build` makes the module it describes. Submodules
 carry plain names (``hidden.0``, ``conv.0``, ``head``), by which the symmetry of a network is
@@ -25,6 +25,7 @@ __all__ = [
     "ChannelLayerNorm",
     "PlainCNN",
     "ResidualCNN",
+    "TinyViT",
     "build",
     "chain",
 ]
@@ -83,7 +84,31 @@ class ResidualCNN:
     classes: int = 10
 
 
-Architecture = MLP | PlainCNN | ResidualCNN
+@dataclass(frozen=True)
+class TinyViT:
+    """A small vision transformer: patches as tokens, ``depth`` encoder layers, a linear head.
+
+    Each square of ``patch`` x ``patch`` pixels becomes a token of ``width`` features, to which a
+    learnt vector for its place is added (Dosovitskiy et al. 2021, arXiv:2010.11929). An encoder
+    layer adds to the tokens what ``heads`` heads of attention make of them, and then what
+    ``mlp_ratio * width`` GELU units make of each; both read the tokens through a layer
+    normalisation. In place of a class token the head reads the mean of all tokens, normalised.
+
+    >>> net = build(TinyViT())
+    >>> sum(p.numel() for p in net.parameters()), net(torch.zeros(2, 1, 28, 28)).shape
+    (71946, torch.Size([2, 10]))
+    """
+
+    patch: int = 4
+    width: int = 64
+    depth: int = 2
+    heads: int = 4
+    mlp_ratio: int = 2
+    in_channels: int = 1
+    classes: int = 10
+
+
+Architecture = MLP | PlainCNN | ResidualCNN | TinyViT
 
 
 def build(arch: Architecture, seed: int = 0) -> nn.Module:
@@ -91,7 +116,8 @@ def build(arch: Architecture, seed: int = 0) -> nn.Module:
 
     Weights and biases of linear and convolutional layers are uniform on
     :math:`\pm 1 / \sqrt{\text{fan-in}}`, PyTorch's own default; normalisation starts as the
-    identity. The global random state is neither read nor changed.
+    identity, and what a vision transformer adds for a token's place as normal noise of deviation
+    0.02. The global random state is neither read nor changed.
 
     Raises:
         ArgumentError: ``arch`` is no architecture, or one of its numbers is not positive.
@@ -100,10 +126,10 @@ def build(arch: Architecture, seed: int = 0) -> nn.Module:
     >>> all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
     True
     """
-    makers = {MLP: _MLP, PlainCNN: _PlainCNN, ResidualCNN: _ResidualCNN}
+    makers = {MLP: _MLP, PlainCNN: _PlainCNN, ResidualCNN: _ResidualCNN, TinyViT: _TinyViT}
     if type(arch) not in makers:
         raise ArgumentError(
-            "arch", found=repr(arch), expected="an MLP, a PlainCNN or a ResidualCNN"
+            "arch", found=repr(arch), expected="an MLP, a PlainCNN, a ResidualCNN or a TinyViT"
         )
     _check(arch)
     with torch.device("meta"):  # so that no layer draws from the global generator
@@ -117,8 +143,10 @@ def build(arch: Architecture, seed: int = 0) -> nn.Module:
                 layer.weight.uniform_(-bound, bound, generator=generator)
                 if layer.bias is not None:
                     layer.bias.uniform_(-bound, bound, generator=generator)
-            elif isinstance(layer, nn.BatchNorm2d | ChannelLayerNorm):
+            elif isinstance(layer, nn.BatchNorm2d | nn.LayerNorm | ChannelLayerNorm):
                 layer.reset_parameters()
+            elif isinstance(layer, _TinyViT):
+                layer.place.normal_(std=0.02, generator=generator)
     return module.eval()
 
 
@@ -236,6 +264,43 @@ class _Block(nn.Module):
         return F.relu(self.shortcut(x) + self.norm[1](self.conv[1](inner)))
 
 
+class _TinyViT(nn.Module):
+    def __init__(self, arch: TinyViT) -> None:
+        super().__init__()
+        width, hidden = arch.width, arch.mlp_ratio * arch.width
+        self.embed = nn.Conv2d(arch.in_channels, width, arch.patch, arch.patch)
+        self.place = nn.Parameter(torch.empty((SIDE // arch.patch) ** 2, width))
+        self.layer = nn.ModuleList(_Encoder(width, hidden, arch.heads) for _ in range(arch.depth))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, arch.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2) + self.place
+        for layer in self.layer:
+            tokens = layer(tokens)
+        return self.head(self.norm(tokens).mean(dim=1))
+
+
+class _Encoder(nn.Module):
+    def __init__(self, width: int, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        read = self.norm[0](x)
+        query, key, value = (
+            make(read).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for make in (self.query, self.key, self.value)
+        )
+        seen = F.scaled_dot_product_attention(query, key, value)
+        x = x + self.out(seen.transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.norm[1](x))))
+
+
 class _Projection(nn.Conv2d):
     """A 1 x 1 convolution with a stride, computed at the places that the stride leaves.
 
@@ -266,3 +331,11 @@ def _check(arch: Architecture) -> None:
             raise ArgumentError(
                 f"{type(arch).__name__}.{name}", found=repr(value), expected="positive integers"
             )
+    if isinstance(arch, TinyViT):
+        for name, whole in {"patch": SIDE, "heads": arch.width}.items():
+            if whole % getattr(arch, name):
+                raise ArgumentError(
+                    f"TinyViT.{name}",
+                    found=repr(getattr(arch, name)),
+                    expected=f"a divisor of {whole}",
+                )

@@ -187,6 +187,16 @@ def test_the_loss_of_variance_runs_where_no_number_is_known(stage):
     assert len(found) >= 1 and all(np.isnan(each.measured) for each in found)
 
 
+# What it is made of is rehearsed everywhere; here there are BatchNorm and layers to repair.
+@pytest.mark.parametrize("stage", [("meta", "cnn")], ids="-".join, indirect=True)
+def test_alignment_in_one_call_runs_where_no_number_is_known(stage):
+    models = [stage.a, stage.b]
+    found = merge.aligned(stage.module, models, stage.inputs, group=stage.group, chunk=4)
+    stage.require_there(found.params)
+    with pytest.warns(UserWarning, match="no inputs"):
+        stage.require_there(merge.aligned(stage.module, models, group=stage.group).params)
+
+
 def test_elements_of_the_group_run_where_no_number_is_known(stage):
     group = stage.group
     p, q = group.sample(0), group.sample(1)

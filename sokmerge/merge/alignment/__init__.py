@@ -1,6 +1,7 @@
 """Neuron alignment: re-index the units of one network to those of another."""
 
 from sokmerge.merge.alignment.activation_matching import activation_matching
+from sokmerge.merge.alignment.aligned import Aligned, aligned
 from sokmerge.merge.alignment.annealing import annealed_matching
 from sokmerge.merge.alignment.cca import cca_merge
 from sokmerge.merge.alignment.cycle_consistent import Universe, cycle_consistent_matching
@@ -19,10 +20,12 @@ from sokmerge.merge.alignment.weight_matching import weight_matching
 from sokmerge.merge.alignment.zipit import partial_zipit, zipit
 
 __all__ = [
+    "Aligned",
     "Matching",
     "Universe",
     "VarianceRatio",
     "activation_matching",
+    "aligned",
     "annealed_matching",
     "cca_merge",
     "cycle_consistent_matching",

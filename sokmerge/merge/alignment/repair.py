@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from sokmerge.errors import ArgumentError
 from sokmerge.merge.aggregation.average import average
 from sokmerge.merge.alignment.activations import mixed, require_examples, spread
 from sokmerge.merge.operands import proportions, require_models
@@ -35,6 +36,7 @@ def repair(
     *,
     weights: Sequence[float] | None = None,
     merged: Params | None = None,
+    layers: Sequence[str] | None = None,
     chunk: int = 256,
 ) -> Params:
     r"""Return an average of aligned networks whose units are as spread out as the networks' own.
@@ -64,6 +66,7 @@ def repair(
         inputs: shape (n, ...), at least two. No labels are needed.
         weights: one non-negative number for each model, by default all equal.
         merged: the network to correct, by default the average of the models.
+        layers: correct only these; by default all that can be.
         chunk: examples in one forward pass.
 
     Returns:
@@ -90,7 +93,14 @@ def repair(
     network = Network(module, inputs.device)
     network.require(**{f"models[{i}]": model for i, model in enumerate(models)}, merged=merged)
     group.require_fits(merged, "merged")
-    layers = correctable(network, group)
+    able = correctable(network, group)
+    layers = able if layers is None else list(layers)
+    if unable := [name for name in layers if name not in able]:
+        raise ArgumentError(
+            "layers",
+            found=f"{unable[0]!r}",
+            expected="layers whose weight and bias both run along the units of one block",
+        )
     # A network without weight has no say, and need not be run.
     heard = [(share, model) for share, model in zip(shares, models, strict=True) if share > 0]
     found = [spread(network, model, inputs, layers, chunk) for _, model in heard]
