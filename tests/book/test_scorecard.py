@@ -1,4 +1,4 @@
-"""The page of the four properties: every claim in its place, and no verdict but the card's."""
+"""The pages of parts with a scorecard: every claim in its place, no verdict but the card's."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ from sokmerge.reader.chapters import chapters
 
 pytestmark = pytest.mark.site
 
-PAGE = "book/properties.html"
+PART = pytest.mark.parametrize("part", scorecard.PARTS, ids=lambda part: part.name, scope="module")
 PHONE = {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
-def claims(root):
-    """The claims of the chapters on the properties, by id, in the order of the properties."""
+def page(part):
+    """The address of the page of a part."""
+    return f"book/{part.name}.html"
+
+
+@pytest.fixture(scope="module")
+def claims(root, part):
+    """The claims of the chapters of a part, by id, in the order of its groups."""
     found = {made.name: made for made in chapters(root)}
-    names = scorecard.PROPERTIES.chapters
-    return {c["id"]: c for c in listing.claims(found[name] for name in names if name in found)}
+    return {c["id"]: c for c in listing.claims(found[n] for n in part.chapters if n in found)}
 
 
-def test_every_claim_on_a_property_has_a_row(site, claims):
-    rows = site.pages[PAGE].select("table.sm-scorecard tbody tr")
+@PART
+def test_every_claim_of_a_part_has_a_row(site, page, claims):
+    rows = site.pages[page].select("table.sm-scorecard tbody tr")
     ids = [row.select_one("a:has(.sm-verdict)")["href"].split("#claim-")[1] for row in rows]
     assert ids == list(claims)
     for row, claim in zip(rows, claims.values(), strict=True):
@@ -38,8 +44,9 @@ def test_every_claim_on_a_property_has_a_row(site, claims):
             assert figure["href"].endswith(f"#fig-{claim['figure']}")
 
 
-def test_the_counts_are_those_of_the_rows(site, claims):
-    table = site.pages[PAGE].select_one("table.sm-counts")
+@PART
+def test_the_counts_are_those_of_the_rows(site, page, claims):
+    table = site.pages[page].select_one("table.sm-counts")
     last = [cell.text.strip() for cell in table.select("tbody tr")[-1].select("td")]
     verdicts = [claim["verdict"] for claim in claims.values()]
     words = ("supported", "not supported", "inconclusive at this scale")
@@ -61,9 +68,10 @@ def test_each_link_to_a_claim_says_what_its_card_says(site):
     assert seen > 50
 
 
-def test_on_a_phone_a_claim_is_a_card(watched, address):
+@PART
+def test_on_a_phone_a_claim_is_a_card(watched, address, page):
     with watched(viewport=PHONE, is_mobile=True, has_touch=True) as seen:
-        page = seen.open(address + PAGE)
+        page = seen.open(address + page)
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
         cell = page.locator("table.sm-scorecard tbody td:nth-child(4)").first
         assert cell.evaluate("e => getComputedStyle(e, '::before').content") == '"Verdict"'
@@ -72,21 +80,23 @@ def test_on_a_phone_a_claim_is_a_card(watched, address):
         assert page.evaluate(wide) == 0
 
 
+@PART
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_verdict_stands_out_from_its_ground(watched, address, scheme):
+def test_a_verdict_stands_out_from_its_ground(watched, address, page, scheme):
     grounds = """() => [...new Set([...document.querySelectorAll('.sm-verdict')].map(e => {
         const look = getComputedStyle(e);
         return look.color + ' on ' + look.backgroundColor;
     }))]"""
     with watched(color_scheme=scheme) as seen:
-        looks = seen.open(address + PAGE).evaluate(grounds)
+        looks = seen.open(address + page).evaluate(grounds)
         assert looks and all(look.startswith("rgb(255, 255, 255) on rgb(") for look in looks)
         assert "rgba(0, 0, 0, 0)" not in " ".join(looks)
 
 
-def test_a_heading_sorts_the_scorecard(watched, address):
+@PART
+def test_a_heading_sorts_the_scorecard(watched, address, page):
     with watched(viewport={"width": 1280, "height": 900}) as seen:
-        page = seen.open(address + PAGE)
+        page = seen.open(address + page)
         table = page.locator("table.sm-scorecard").first
         head = table.locator("th", has_text="Verdict")
         head.locator("button").click()
