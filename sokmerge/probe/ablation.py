@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sokmerge.errors import ArgumentError
 from sokmerge.params import Params, host, require_matching, wide
-from sokmerge.probe.connectivity.layerwise import _units_last
+from sokmerge.probe.connectivity.layerwise import units_last
 from sokmerge.probe.risk import EmpiricalRisk, mean_and_stderr, require_finite_loss
 
 __all__ = ["UnitEffects", "mean_ablation", "transplant", "transplant_effects"]
@@ -84,10 +84,10 @@ def mean_ablation(
     array([1., 0.])
     """
     risk.require_valid(params=params)
-    module = _layer_of(risk, layer)
+    module = layer_of(risk, layer)
     means = _means(reference or risk, params, layer, at)
     chosen = _sets(units, len(means))
-    axis = -1 if _units_last(module) else 1
+    axis = -1 if units_last(module) else 1
     masks = [_mask(group, len(means), means.device) for group in chosen]
 
     def fixed(features: Tensor, mask: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ def transplant_effects(
     array([-1.  , -0.25])
     """
     risk.require_valid(receiver=receiver, donor=donor)
-    _layer_of(risk, layer)
+    layer_of(risk, layer)
     weight = f"{layer}.weight" if layer else "weight"
     chosen = _sets(units, len(receiver[weight]) if weight in receiver else 0)
     found = (risk.per_example(transplant(receiver, donor, {layer: group})) for group in chosen)
@@ -202,7 +202,8 @@ def changed(
         handle.remove()
 
 
-def _layer_of(risk: EmpiricalRisk, layer: str) -> nn.Module:
+def layer_of(risk: EmpiricalRisk, layer: str) -> nn.Module:
+    """Return a submodule of a risk's network by its name."""
     known = dict(risk.network.skeleton.named_modules())
     if layer not in known:
         raise ArgumentError(
@@ -213,11 +214,11 @@ def _layer_of(risk: EmpiricalRisk, layer: str) -> nn.Module:
 
 def _means(risk: EmpiricalRisk, params: Params, layer: str, at: str) -> Tensor:
     """Return the mean of each unit over inputs and places."""
-    module = _layer_of(risk, layer)
+    module = layer_of(risk, layer)
     parts: list[Tensor] = []
 
     def keep(features: Tensor) -> Tensor:
-        rows = features if _units_last(module) else features.movedim(1, -1)
+        rows = features if units_last(module) else features.movedim(1, -1)
         parts.append(wide(rows).flatten(0, -2).mean(0) * len(features))
         return features
 

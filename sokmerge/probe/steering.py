@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sokmerge.errors import ArgumentError
 from sokmerge.params import Params, host, wide
-from sokmerge.probe.ablation import _layer_of, changed
-from sokmerge.probe.connectivity.layerwise import _units_last
+from sokmerge.probe.ablation import changed, layer_of
+from sokmerge.probe.connectivity.layerwise import units_last
 from sokmerge.probe.risk import EmpiricalRisk, RiskValue, mean_and_stderr, require_finite_loss
 
 __all__ = ["Direction", "absorbed", "difference_of_means", "steered"]
@@ -110,12 +110,12 @@ def steered(
     (1.0, 0.0)
     """
     risk.require_valid(params=params)
-    module = _layer_of(risk, layer)
+    module = layer_of(risk, layer)
     if vector.dim() != 1:
         raise ArgumentError("vector", found=f"shape {tuple(vector.shape)}", expected="one axis")
 
     def moved(features: Tensor) -> Tensor:
-        axis = -1 if _units_last(module) else 1
+        axis = -1 if units_last(module) else 1
         if features.shape[axis] != len(vector):
             raise ArgumentError(
                 "vector",

@@ -347,7 +347,7 @@ def _fitted(fit: EmpiricalRisk, a: Params, b: Params, layer: str, steps: int, lr
     matrix, offset = solution[:-1].contiguous(), solution[-1].contiguous()
 
     def joint(features: Tensor) -> Tensor:
-        if _units_last(module):
+        if units_last(module):
             return features @ matrix + offset
         return (features.movedim(1, -1) @ matrix + offset).movedim(-1, 1)
 
@@ -369,13 +369,14 @@ def _fitted(fit: EmpiricalRisk, a: Params, b: Params, layer: str, steps: int, lr
     return joint
 
 
-def _units_last(layer: nn.Module) -> bool:
+def units_last(layer: nn.Module) -> bool:
+    """Return whether a layer has its units on the last axis; otherwise they are on axis 1."""
     return isinstance(layer, nn.Linear | nn.LayerNorm)
 
 
 def _rows(layer: nn.Module, features: Tensor) -> Tensor:
     """Return features as a matrix: a row an input and place, a column a unit."""
-    return (features if _units_last(layer) else features.movedim(1, -1)).flatten(0, -2)
+    return (features if units_last(layer) else features.movedim(1, -1)).flatten(0, -2)
 
 
 def _mean_of_known(values: Tensor) -> tuple[float, float]:
