@@ -105,6 +105,36 @@ RELEARN = 60
 #: A class counts as forgotten below this accuracy, and as back above this share of its first one.
 FORGOTTEN, BACK = 5.0, 0.8
 
+#: What stands on a claim's card for an estimate of :func:`estimates`.
+LABELS = {
+    "half way, clean": "half way less the better end under shift, tuned on clean images",
+    "half way, corruptions": "half way less the better end under shift, tuned on a corruption",
+    "home, clean": "half way less child where it was tuned, on clean images",
+    "home, corruptions": "half way less child where it was tuned, on a corruption",
+    "cue as trained": "half way less the mean of the ends, cue as trained",
+    "cue reversed": "half way less the mean of the ends, cue reversed",
+    "PGD-20 less PGD-100": "accuracy left by PGD-20 less by PGD-100",
+    "PGD-20 less 5 starts": "accuracy left by PGD-20 less by five starts of it",
+    "FGSM less PGD-20": "accuracy left by FGSM less by PGD-20",
+    "transfer less PGD-20": "accuracy left by transfer less by PGD-20",
+    "noise less PGD-20": "accuracy left by the best of 20 draws of noise less by PGD-20",
+    "clean barrier, curve": "barrier of the usual loss on the curve",
+    "clean barrier, two starts": "barrier of the usual loss on the curve, two starts",
+    "robust barrier, curve": "barrier of the robust loss on the curve",
+    "robust barrier, two starts": "barrier of the robust loss on the curve, two starts",
+    "robust barrier, line": "barrier of the robust loss on the line",
+    "robust barrier, robust curve": "barrier of the robust loss on the curve trained under attack",
+    "soup, attacked": "soup half way less the mean of its ends, under attack",
+    "soup, corrupted": "soup half way less the mean of its ends, on the corruption",
+    "SWA less SGD": "accuracy under corruptions, SWA less SGD",
+    "SAM less SGD": "accuracy under corruptions, SAM less SGD",
+    "ingredients less ensemble": "calibration error, members less ensemble",
+    "ingredients less ensemble, severity 5": "the same at severity 5",
+    "class left": "accuracy left on the class",
+    "others less before": "accuracy on the other classes less before",
+    "steps saved": "steps to learn the class, never seen less taken away",
+}
+
 Row = dict[str, Any]
 
 
@@ -245,7 +275,7 @@ def estimates(table: pd.DataFrame) -> dict[str, Estimate]:
     found = {}
     for name, samples in values.items():
         unit = next((u for start, u in units.items() if name.startswith(start)), "points")
-        found[name] = Estimate.of([*samples], label=name, unit=unit)
+        found[name] = Estimate.of([*samples], label=LABELS.get(name, name), unit=unit)
     return found
 
 
