@@ -228,6 +228,47 @@ class Estimate:
         return cls.of(list(differences), label=label, unit=unit)
 
     @classmethod
+    def pooled(cls, estimates: Sequence[Estimate]) -> Estimate:
+        r"""Pool estimates of one quantity from separate groups of replicates, such as two zoos.
+
+        With the standard errors :math:`s_g` of the groups' means :math:`U_g`,
+
+        .. math::
+            U = \frac1G \sum_g U_g, \qquad s^2 = \frac1{G^2} \sum_g s_g^2, \qquad
+            U \pm t_{\nu,\,0.975}\; s, \qquad \nu = \sum_g (n_g - 1).
+
+        Groups of one size and one spread are pooled as in a two-sample t interval.
+
+        Args:
+            estimates: one or more, each with an interval by Student's t, in one unit.
+
+        Raises:
+            ArgumentError: none is given, units differ, or one has fewer than two replicates.
+
+        >>> pooled = Estimate.pooled([Estimate.of([1.0, 3.0]), Estimate.of([3.0, 5.0])])
+        >>> pooled.mean, pooled.n, round(pooled.high, 2)
+        (3.0, 4, 6.04)
+        """
+        given = list(estimates)
+        units = {each.unit for each in given}
+        if len(units) != 1 or min(each.n for each in given) < 2:
+            raise ArgumentError(
+                "estimates",
+                found=f"{len(given)} of them, in units {sorted(units)}",
+                expected="one or more in one unit, of two replicates or more each",
+            )
+        free = sum(each.n - 1 for each in given)
+        errors = [
+            (each.high - each.low) / 2 / stdtrit(each.n - 1, (1 + CONFIDENCE) / 2)
+            for each in given
+        ]
+        mean = sum(each.mean for each in given) / len(given)
+        half = float(stdtrit(free, (1 + CONFIDENCE) / 2) * math.hypot(*errors) / len(given))
+        n, first = sum(each.n for each in given), given[0]
+        method = f"{first.method}, groups pooled" if len(given) > 1 else first.method
+        return cls(first.label, mean, mean - half, mean + half, n, method, first.unit)
+
+    @classmethod
     def _around(
         cls, mean: float, values: np.ndarray, label: str, method: str, unit: str
     ) -> Estimate:

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -147,3 +147,25 @@ def test_significant_digits_are_few_and_true(value, digits):
 )
 def test_an_interval_is_written_to_the_digits_it_supports(numbers, shown):
     assert with_interval(*numbers) == shown
+
+
+@given(st.lists(st.floats(-9, 9), min_size=2, max_size=6), st.floats(-5, 5))
+@settings(max_examples=30)
+def test_pooled_groups_are_a_two_sample_interval(values, shift):
+    """Of two groups of one size: the interval of scipy for the sum of means, halved."""
+    assume(np.std(values) > 1e-3)
+    other = [shift - x for x in values]
+    pooled = Estimate.pooled([Estimate.of(values), Estimate.of(other)])
+    two = stats.ttest_ind(values, [-y for y in other], equal_var=True).confidence_interval(0.95)
+    assert pooled.n == 2 * len(values)
+    assert [pooled.low, pooled.high] == pytest.approx([two.low / 2, two.high / 2], abs=1e-9)
+
+
+def test_one_group_pooled_is_itself_and_what_does_not_fit_is_told():
+    one = Estimate.of([1.0, 2.0, 4.0], label="x", unit="nats")
+    same = Estimate.pooled([one])
+    assert (same.mean, same.n, same.method) == (one.mean, one.n, one.method)
+    assert [same.low, same.high] == pytest.approx([one.low, one.high])
+    for wrong in ([], [one, Estimate.of([1.0, 2.0], unit="points")]):
+        with pytest.raises(ArgumentError, match="^estimates: found"):
+            Estimate.pooled(wrong)
