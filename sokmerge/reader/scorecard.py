@@ -134,14 +134,14 @@ def _told(claims: Sequence[Mapping[str, Any]], others: Mapping[str, Any]) -> str
         if not repeats.of_both(claim, other)
     ]
     same = sum(here == there for here, there in pairs)
-    opposite = sum(
-        Verdict.INCONCLUSIVE not in pair and pair[0] != pair[1] for pair in pairs
-    )
-    return (
+    opposite = sum(Verdict.INCONCLUSIVE not in pair and pair[0] != pair[1] for pair in pairs)
+    told = (
         f"Of {len(pairs)} claims that were asked again in a zoo trained from other seeds, "
-        f"{same} have the same verdict there, and {opposite} the opposite one."
-        + (f" {both} more rest on both zoos at once." if (both := len(again) - len(pairs)) else "")
+        f"{same} have the same verdict there, {opposite} the opposite one."
     )
+    if both := len(again) - len(pairs):
+        told += f" {both} more, which five networks did not settle, rest on both zoos at once."
+    return told
 
 
 def _other(claim: Mapping[str, Any], other: Mapping[str, Any] | None) -> str:
