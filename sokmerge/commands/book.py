@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sokmerge.errors import SokmergeError
 from sokmerge.reader import freshness, guards, listing
 from sokmerge.reader import pages as book_pages
 from sokmerge.reader.chapters import Chapter, chapter, chapters
@@ -69,8 +70,7 @@ def execute(
     except KeyboardInterrupt:
         typer.echo("Stopped. What was finished is kept; the others are as before.", err=True)
         raise typer.Exit(130) from None
-    for error in failed:
-        typer.echo(f"{getattr(error, 'trace', '')}\nerror: {error}", err=True)
+    _tell(failed)
     typer.echo(f"{len(selected) - len(failed)} chapters executed, {len(failed)} failed")
     if failed:
         raise typer.Exit(1)
@@ -89,19 +89,17 @@ def repeat(
     from sokmerge.reader import execution, repeats
     from sokmerge.testbed.recipes import master_seed
 
-    made: list[Chapter] = []
     master = master_seed()
+    repeats.require_another(master)
+    made: list[Chapter] = []
     selected = _selected(names)
-    if master == 0:
-        repeats.keep(root(), [], master)
     failed = execution.execute(selected, jobs=jobs, done=made.append, write=False)
     known = {claim["id"]: claim for claim in listing.claims(selected)}
     for claim in listing.claims(made):
         before = known.get(claim["id"], {}).get("verdict", "not there")
         same = "" if before == claim["verdict"] else f", here {before}"
         typer.echo(f"{claim['id']}: {claim['verdict']}{same}")
-    for error in failed:
-        typer.echo(f"{getattr(error, 'trace', '')}\nerror: {error}", err=True)
+    _tell(failed)
     typer.echo(repeats.keep(root(), made, master))
     if failed:
         raise typer.Exit(1)
@@ -165,6 +163,12 @@ def figures(ids: Ids = None, as_json: AsJson = False) -> None:
         [(item["id"], item["chapter"], item["address"]) for item in found],
     )
     typer.echo(f"{len(found)} figures")
+
+
+def _tell(failed: list[SokmergeError]) -> None:
+    """Print why chapters failed, each with what its process told."""
+    for error in failed:
+        typer.echo(f"{getattr(error, 'trace', '')}\nerror: {error}", err=True)
 
 
 def _selected(names: list[str] | None) -> list[Chapter]:

@@ -190,19 +190,19 @@ def check_book(base: Path) -> list[str]:
             for claim in claims
             if claim["source"] not in known
         ]
-    held = {claim["id"] for claim in claims}
+    held = {claim["id"]: claim for claim in claims}
     told += [
         f"book/{page.name} links the claim {name!r}, which no chapter holds"
         for page in sorted((base / "book").glob("*.md"))
         for name in listing.linked(page.read_text(encoding="utf-8"))
         if name not in held
     ]
-    known, by_id = repeats.kept(base), {claim["id"]: claim for claim in claims}
+    elsewhere = repeats.kept(base)
     told += [
         f"{repeats.FILE} holds a verdict on {name!r}, which no chapter asks like that now: "
         "sokmerge chapters repeat, with SOKMERGE_MASTER_SEED, makes it again"
-        for name in sorted(known["claims"])
-        if name not in by_id or repeats.repeated(by_id[name], known) is None
+        for name in sorted(elsewhere["claims"])
+        if name not in held or repeats.repeated(held[name], elsewhere) is None
     ]
     ids = {figure.record["id"] for chapter in found for figure in chapter.figures}
     folder = base / PUBLIC

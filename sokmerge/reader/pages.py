@@ -69,11 +69,12 @@ def write(base: Path, methods: Sequence[Method] = ()) -> list[Path]:
         pages = [chapter for chapter in found if chapter.name in listed]
         for name, text in taxonomy(pages, methods, keys_of(base)).items():
             contents[base / "book" / "_taxonomy" / name] = text.encode()
+    elsewhere = repeats.kept(base)
     for part in scorecard.PARTS:
         own = [made for made in found if made.name in part.chapters and made.name in listed]
         if own:
             folder = base / "book" / f"_{part.name}"
-            card = scorecard.scorecard(part, own, repeats.kept(base))
+            card = scorecard.scorecard(part, own, elsewhere)
             contents[folder / "scorecard.md"] = card.encode()
             contents[folder / "links.md"] = _counted_links(base, part.name, found).encode()
     for chapter in found:

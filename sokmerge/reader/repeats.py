@@ -17,15 +17,18 @@ from sokmerge.files import write_atomically
 from sokmerge.reader.chapters import Chapter
 from sokmerge.reader.estimates import REPLICATES
 
-__all__ = ["FILE", "keep", "kept", "of_both", "repeated"]
+__all__ = ["FILE", "NOTHING", "keep", "kept", "of_both", "repeated", "require_another"]
 
 FILE = "book/another-zoo.json"
 """Where the verdicts stand, below the root of the book."""
 
+NOTHING: Mapping[str, Any] = {"master seed": None, "claims": {}}
+"""What is known of another zoo where none was tried."""
+
 _ASKED = ("label", "relation", "threshold")
 
 
-def kept(base: Path) -> dict[str, Any]:
+def kept(base: Path) -> Mapping[str, Any]:
     """Return what is kept of another zoo: its ``master seed``, and ``claims`` by id.
 
     A claim has ``chapter``, ``verdict`` and ``tests``; a book that kept none has no claims.
@@ -35,7 +38,7 @@ def kept(base: Path) -> dict[str, Any]:
     """
     path = base / FILE
     if not path.exists():
-        return {"master seed": None, "claims": {}}
+        return NOTHING
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -45,6 +48,17 @@ def kept(base: Path) -> dict[str, Any]:
             expected="verdicts of claims",
             do="Make it again: SOKMERGE_MASTER_SEED=1 sokmerge chapters repeat.",
         ) from error
+
+
+def require_another(master: int) -> None:
+    """Raise ArgumentError if a master seed is 0, that of the zoo that ships."""
+    if master == 0:
+        raise ArgumentError(
+            "SOKMERGE_MASTER_SEED",
+            found="0, the zoo that ships",
+            expected="the master seed of another zoo",
+            do="Write for example SOKMERGE_MASTER_SEED=1 sokmerge chapters repeat.",
+        )
 
 
 def keep(base: Path, made: Iterable[Chapter], master: int) -> Path:
@@ -60,13 +74,7 @@ def keep(base: Path, made: Iterable[Chapter], master: int) -> Path:
     Raises:
         ArgumentError: ``master`` is 0.
     """
-    if master == 0:
-        raise ArgumentError(
-            "SOKMERGE_MASTER_SEED",
-            found="0, the zoo that ships",
-            expected="the master seed of another zoo",
-            do="Write for example SOKMERGE_MASTER_SEED=1 sokmerge chapters repeat.",
-        )
+    require_another(master)
     made = list(made)
     before = kept(base)
     again = {chapter.name for chapter in made}

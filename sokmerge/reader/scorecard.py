@@ -61,10 +61,11 @@ TRUST = Part(
 PARTS = (PROPERTIES, TRUST)
 
 _VERDICTS = (Verdict.SUPPORTED, Verdict.NOT_SUPPORTED, Verdict.INCONCLUSIVE)
-_NONE: Mapping[str, Any] = {"master seed": None, "claims": {}}
 
 
-def scorecard(part: Part, chapters: Iterable[Chapter], known: Mapping[str, Any] = _NONE) -> str:
+def scorecard(
+    part: Part, chapters: Iterable[Chapter], known: Mapping[str, Any] = repeats.NOTHING
+) -> str:
     """Return a scorecard as MyST: how many claims of each group hold, and a table of each.
 
     Args:

@@ -20,20 +20,6 @@ def squared(outputs, targets, reduction):
     return (outputs - targets).square().sum(1)
 
 
-class Small(nn.Module):
-    """A convolution whose ReLU is a plain call, BatchNorm, and a head."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 3, 3, padding=1)
-        self.norm = nn.BatchNorm2d(3)
-        self.head = nn.Linear(3, 2)
-        self.unused = nn.Linear(1, 1)
-
-    def forward(self, x):
-        return self.head(F.relu(self.norm(self.conv(x))).mean((2, 3)))
-
-
 def drawn(*shape, key):
     generator = params.stream(f"{key}:{shape}")
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -65,8 +51,8 @@ def test_a_fixed_unit_of_a_linear_network_costs_its_share_of_the_variance(seed):
     assert whole.units == ((0, 1, 2, 3),) and found.n == 20
 
 
-def test_units_of_a_feature_map_are_channels_and_statistics_stay():
-    net = Small().double().eval()
+def test_units_of_a_feature_map_are_channels_and_statistics_stay(small_network):
+    net = small_network().double().eval()
     own = {n: drawn(*p.shape, key=n) for n, p in net.named_parameters()}
     x, y = drawn(10, 1, 4, 4, key="maps"), torch.arange(10) % 2
     risk = EmpiricalRisk(net, x, y, chunk=3, calibration=x)
@@ -128,7 +114,7 @@ def test_effects_are_risks_of_transplants(chain):
     assert transplant_effects(risk, a, a, "0").loss == pytest.approx(np.zeros(4))
 
 
-def test_what_is_not_there_is_said(chain):
+def test_what_is_not_there_is_said(chain, small_network):
     _, risk, (a, b) = chain
     with pytest.raises(ArgumentError, match="units from 0 to 3"):
         mean_ablation(risk, a, "0", [4])
@@ -138,7 +124,7 @@ def test_what_is_not_there_is_said(chain):
         transplant(a, b, {"7": [0]})
     with pytest.raises(ArgumentError, match="at least one"):
         transplant_effects(risk, a, b, "0", [])
-    net = Small().double().eval()
+    net = small_network().double().eval()
     own = {n: drawn(*p.shape, key=n) for n, p in net.named_parameters()}
     idle = EmpiricalRisk(net, drawn(2, 1, 4, 4, key="maps"), torch.arange(2))
     with pytest.raises(ArgumentError, match="called in a pass"):

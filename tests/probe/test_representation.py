@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 from torch.nn import functional as F
 
 from sokmerge import params
@@ -17,24 +16,10 @@ from sokmerge.network import Network
 from sokmerge.probe.representation import activations, disagreement, feature_cosine, linear_cka
 
 
-class Small(nn.Module):
-    """A convolution whose ReLU is a plain call, and a head."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 3, 3, padding=1)
-        self.norm = nn.BatchNorm2d(3)
-        self.head = nn.Linear(3, 2)
-        self.unused = nn.Linear(1, 1)
-
-    def forward(self, x):
-        return self.head(F.relu(self.norm(self.conv(x))).mean((2, 3)))
-
-
 @pytest.fixture
-def small():
+def small(small_network):
     torch.manual_seed(0)
-    module = Small().eval()
+    module = small_network().eval()
     return module, Network(module), params.of(module), torch.randn(7, 1, 4, 4)
 
 

@@ -492,14 +492,20 @@ PINNED = {f.__name__: f for f in (
     buffered)}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", PINNED)
-def test_what_an_operator_does_not_treat_alike_stays(name, randomise, change):
-    """And must: the permutation that is refused would change the function."""
+@pytest.fixture
+def pinned(name, randomise):
+    """A network some of whose units must stay, inputs, and the reason if it is to be told."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module, reason = PINNED[name]()
         inputs = torch.randn(ROWS, dtype=torch.float64)
-    module = randomise(module)
+    return randomise(module), inputs, reason
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_what_an_operator_does_not_treat_alike_stays(name, pinned, change):
+    """And must: the permutation that is refused would change the function."""
+    module, inputs, reason = pinned
     if name == "buffered":
         with torch.no_grad():
             module.scale.copy_(torch.arange(5.0))
@@ -649,12 +655,8 @@ def test_what_is_rotated_by_its_place_is_not_mixed(randomise, change):
 
 
 @pytest.mark.parametrize("name", PINNED)
-def test_what_stays_stays_beyond_permutations_too(name, randomise, change):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module, _ = PINNED[name]()
-        inputs = torch.randn(ROWS, dtype=torch.float64)
-    module = randomise(module)
+def test_what_stays_stays_beyond_permutations_too(name, pinned, change):
+    module, inputs, _ = pinned
     group, state = symmetry.of(module, inputs), module.state_dict()
     for kind in KINDS:
         other = getattr(group, kind)
